@@ -1,0 +1,98 @@
+"""Prints what runs where, and whether this set-up works.
+
+    python -m experiments.doctor
+
+Exits with 1 if something is broken.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import platform
+import sys
+
+from experiments import flags as shared
+
+_PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "grain",
+    "albumentations",
+    "opencv-python",
+    "opencv-python-headless",
+    "numpy",
+    "pillow",
+    "tifffile",
+    "imagecodecs",
+    "scikit-image",
+    "matplotlib",
+)
+_CV2_WHEELS = ("opencv-python", "opencv-python-headless")
+
+
+def main() -> int:
+    """Prints one screen; returns 1 if a check failed."""
+    print(f"python {platform.python_version()} on {platform.platform()}")
+    for name in _PACKAGES:
+        print(f"  {name:<24}{_version(name) or 'MISSING'}")
+    problems = [problem for check in _CHECKS for problem in check()]
+    for problem in problems:
+        print(f"BROKEN: {problem}")
+    print("set-up: " + ("broken, see above" if problems else "works"))
+    return 1 if problems else 0
+
+
+def check_packages() -> list[str]:
+    """Reports packages that are missing or cannot be imported."""
+    missing = [name for name in _PACKAGES if not _version(name)]
+    return [f"{name} is not installed; run make setup" for name in missing]
+
+
+def check_cv2() -> list[str]:
+    """Reports a cv2 that two wheels have overwritten or one has half removed."""
+    versions = {_version(name) for name in _CV2_WHEELS}
+    cure = "pip install --force-reinstall --no-deps " + " ".join(
+        f"{name}=={_version(name) or 'VERSION'}" for name in _CV2_WHEELS
+    )
+    if len(versions) > 1:
+        return [f"opencv-python and opencv-python-headless differ; {cure}"]
+    try:
+        cv2 = importlib.import_module("cv2")
+        print(f"cv2: {cv2.__version__} from {cv2.__file__}")
+    except (ImportError, AttributeError) as error:
+        return [f"cv2 cannot be used ({error}); {cure}"]
+    return []
+
+
+def check_device() -> list[str]:
+    """Prints the device and runs one product on it."""
+    import jax.numpy as jnp
+
+    from experiments.device import describe_device
+
+    try:
+        print(describe_device())
+        ones = jnp.ones((64, 64))
+        if float((ones @ ones)[0, 0]) != 64.0:
+            return ["the device computes wrongly"]
+    except RuntimeError as error:
+        return [f"JAX cannot use its device ({error})"]
+    return []
+
+
+_CHECKS = (check_packages, check_cv2, check_device)
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+if __name__ == "__main__":
+    shared.run(main)

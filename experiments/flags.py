@@ -1,0 +1,110 @@
+"""Command-line flags shared by the programs, and the config that they make.
+
+Every setting of `nucseg_jax.config` is a flag of the same name, with its default and
+its meaning taken from there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import sys
+from typing import Any, get_args, get_origin, get_type_hints
+
+from absl import app, flags, logging
+
+from nucseg_jax.config import Config, ConfigError, DataConfig, ModelConfig, TrainConfig
+
+SAMPLE_DATA = pathlib.Path(__file__).parent / "sample_data"
+_SECTIONS = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig}
+
+
+def define_settings(*names: str) -> None:
+    """Defines a flag for every setting of the named sections of the config."""
+    for name in names:
+        hints = get_type_hints(_SECTIONS[name])
+        for field in dataclasses.fields(_SECTIONS[name]):
+            _define(field, hints[field.name])
+
+
+def config_from_flags() -> Config:
+    """Builds the config that the flags describe.
+
+    Raises:
+      ConfigError: If a value cannot work.
+    """
+    return Config(
+        **{
+            name: section(
+                **{
+                    field.name: _value(field.name)
+                    for field in dataclasses.fields(section)
+                }
+            )
+            for name, section in _SECTIONS.items()
+        }
+    )
+
+
+def given(names: list[str]) -> dict[str, Any]:
+    """Returns the named flags that the command line sets, with their values."""
+    return {name: _value(name) for name in names if flags.FLAGS[name].present}
+
+
+def resolve_data(config: DataConfig) -> DataConfig:
+    """Fills in the sample that comes with the project where no folder is named."""
+    return dataclasses.replace(config, data_dir=config.data_dir or str(SAMPLE_DATA))
+
+
+def run(main: Any) -> None:
+    """Runs a program: quiet libraries, and user errors as one line, not a traceback."""
+
+    def guarded(argv: list[str]) -> Any:
+        logging.set_verbosity(logging.WARNING)
+        if len(argv) > 1:
+            raise app.UsageError(f"unexpected argument: {argv[1]}")
+        try:
+            return main()
+        except (ConfigError, ValueError, OSError) as error:
+            if os.environ.get("NUCSEG_TRACEBACK"):
+                raise
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+
+    app.run(guarded)
+
+
+def _define(field: dataclasses.Field, hint: Any) -> None:
+    name, default, meaning = field.name, field.default, field.metadata["help"]
+    if get_origin(hint) is tuple:
+        text = ",".join(str(value) for value in default)  # type: ignore[union-attr]
+        flags.DEFINE_list(name, text, meaning)
+    elif get_args(hint):
+        flags.DEFINE_enum(name, default, list(get_args(hint)), meaning)
+    else:
+        define = {
+            str: flags.DEFINE_string,
+            int: flags.DEFINE_integer,
+            float: flags.DEFINE_float,
+        }[hint]
+        define(name, default, meaning)
+
+
+def _value(name: str) -> Any:
+    value = flags.FLAGS[name].value
+    if not isinstance(value, list):
+        return value
+    for section in _SECTIONS.values():
+        hint = get_type_hints(section).get(name)
+        if hint is not None:
+            return _parse_list(name, value, get_args(hint)[0])
+    raise KeyError(name)
+
+
+def _parse_list(name: str, values: list[str], kind: type) -> tuple:
+    try:
+        return tuple(kind(value) for value in values)
+    except ValueError:
+        text = ",".join(values)
+        raise ConfigError(f"{name} is {text!r}; give {kind.__name__}s and commas") from None

@@ -1,0 +1,212 @@
+"""Orbax checkpoints of a run: the latest and the best, and restoring from them.
+
+A checkpoint holds three items: `state` (arrays), `config` and `position` (JSON). It is
+therefore all that evaluation and prediction need, and nothing in it is code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from nucseg_jax.config import Config, InferenceConfig
+from nucseg_jax.network.unet_plus_plus import UNetPlusPlus
+
+_State = TypeVar("_State")
+_FOLDER = "checkpoints"
+_BEST_METRIC = "iou"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing or does not fit; the message names the folder."""
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `workdir/checkpoints`."""
+
+    def __init__(self, workdir: str | pathlib.Path):
+        self._directory = pathlib.Path(workdir).absolute() / _FOLDER
+        policies = ocp.checkpoint_managers
+        keep = policies.AnyPreservationPolicy(
+            [
+                policies.LatestN(1),
+                policies.BestN(get_metric_fn=_best_metric, n=1),
+            ]
+        )
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=keep,
+                best_fn=_best_metric,
+                # The train step reuses the state's memory, and on CPU a background
+                # save would read from that very memory.
+                enable_async_checkpointing=False,
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        *,
+        config: Config,
+        position: Mapping[str, Any],
+        metrics: Mapping[str, float],
+    ) -> None:
+        """Saves a step; it is visible only once it is complete.
+
+        Args:
+          step: Number of training steps done.
+          state: Pytree of arrays.
+          config: All settings, with what validation chose.
+          position: Where the run stands, for JSON.
+          metrics: Validation metrics; the best checkpoint has the highest "iou".
+        """
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                config=ocp.args.JsonSave(config.to_dict()),
+                position=ocp.args.JsonSave(dict(position)),
+            ),
+            metrics=dict(metrics),
+        )
+
+    def restore_latest(self, state: _State) -> tuple[_State, dict[str, Any]] | None:
+        """Restores the last complete step into a state of the same structure.
+
+        Returns:
+          State and position; None if nothing was saved yet.
+
+        Raises:
+          CheckpointError: If the saved state has another structure or other shapes.
+        """
+        step = self._manager.latest_step()
+        if step is None:
+            return None
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract),
+                    position=ocp.args.JsonRestore(),
+                ),
+            )
+        except ValueError as error:
+            raise CheckpointError(
+                f"{self._directory}: step {step} does not fit these settings; choose "
+                f"another --workdir or the settings that it began with ({error})"
+            ) from error
+        return restored["state"], restored["position"]
+
+    def saved_config(self) -> Config | None:
+        """Returns the config stored with the last step; None if there is none."""
+        step = self._manager.latest_step()
+        return None if step is None else _restore_config(self._manager, step)
+
+    def close(self) -> None:
+        """Waits for saves and releases the folder."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def restore_for_inference(
+    directory: str | pathlib.Path, *, which: str = "best"
+) -> tuple[UNetPlusPlus, dict[str, Any], Config]:
+    """Restores a trained network from its run folder, with no other knowledge.
+
+    Args:
+      directory: The folder that training wrote to.
+      which: "best" (on validation) or "latest".
+
+    Returns:
+      The network, its variables (the averaged ones where they were kept), and the
+      config that it was trained with.
+
+    Raises:
+      CheckpointError: If there is no checkpoint, or it is damaged.
+    """
+    folder = pathlib.Path(directory).absolute() / _FOLDER
+    if not folder.is_dir():
+        raise CheckpointError(f"{directory}: holds no folder {_FOLDER}/ of a trained run")
+    options = ocp.CheckpointManagerOptions(best_fn=_best_metric, read_only=True)
+    with ocp.CheckpointManager(folder, options=options) as manager:
+        step = manager.best_step() if which == "best" else manager.latest_step()
+        if step is None:
+            raise CheckpointError(f"{folder}: holds no complete checkpoint")
+        config = _restore_config(manager, step)
+        model = create_model(config)
+        variables = _restore_variables(folder / str(step) / "state", model, config)
+    return model, variables, config
+
+
+def create_model(config: Config) -> UNetPlusPlus:
+    """Creates the network that a config describes."""
+    return UNetPlusPlus(
+        features=config.model.features,
+        num_targets=len(config.data.targets),
+        dtype=jnp.dtype(config.model.dtype),
+        batch_norm_momentum=config.model.batch_norm_momentum,
+    )
+
+
+def with_inference(config: Config, inference: InferenceConfig) -> Config:
+    """Returns the config with what validation chose."""
+    return dataclasses.replace(config, inference=inference)
+
+
+def _restore_config(manager: ocp.CheckpointManager, step: int) -> Config:
+    args = ocp.args.Composite(config=ocp.args.JsonRestore())
+    return Config.from_dict(manager.restore(step, args=args)["config"])
+
+
+def _restore_variables(
+    path: pathlib.Path, model: UNetPlusPlus, config: Config
+) -> dict[str, Any]:
+    """Reads the variables alone, without the optimizer's state."""
+    side = 2 ** (model.depth - 1)
+    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    variables = dict(jax.eval_shape(model.init, jax.random.key(0), image))
+    wanted = {"ema": variables} if config.train.ema_decay else variables
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    restore_args = jax.tree.map(
+        lambda leaf: ocp.ArrayRestoreArgs(sharding=device, global_shape=leaf.shape),
+        wanted,
+    )
+    try:
+        restored = ocp.PyTreeCheckpointer().restore(
+            path,
+            args=ocp.args.PyTreeRestore(
+                item=wanted, restore_args=restore_args, partial_restore=True
+            ),
+        )
+    except ValueError as error:
+        raise CheckpointError(f"{path}: cannot be restored ({error})") from error
+    _check_shapes(path, wanted, restored)
+    return restored["ema"] if config.train.ema_decay else restored
+
+
+def _check_shapes(path: pathlib.Path, wanted: Any, restored: Any) -> None:
+    """Compares every leaf: Orbax may pad or cut an array without a word."""
+
+    def check(key, want, got):
+        if want.shape != got.shape:
+            name = jax.tree_util.keystr(key)
+            raise CheckpointError(f"{path}: {name} is {got.shape}, not {want.shape}")
+
+    jax.tree_util.tree_map_with_path(check, wanted, restored)
+
+
+def _best_metric(metrics: Mapping[str, float]) -> float:
+    """Pixel IoU; a value that is not finite is worse than any other."""
+    value = metrics[_BEST_METRIC]
+    return value if math.isfinite(value) else -math.inf

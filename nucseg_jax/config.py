@@ -1,0 +1,195 @@
+"""Frozen settings of data, model and training; written to and read from JSON.
+
+A `Config` is stored with every checkpoint, so that evaluation and prediction need no
+other knowledge. Values are checked when a config is built. Each setting carries its
+meaning, which the command line shows as help.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any, Literal, get_args
+
+Truth = Literal["auto", "labels", "masks"]
+Framing = Literal["resize", "crop"]
+Dtype = Literal["float32", "bfloat16"]
+Supervision = Literal["average", "per_head"]
+Decay = Literal["constant", "cosine", "step"]
+
+TARGET_NAMES = ("foreground",)
+
+
+class ConfigError(ValueError):
+    """A setting has a value that cannot work; the message names it."""
+
+
+def _setting(default: Any, meaning: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": meaning})
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise ConfigError(message)
+
+
+def _check_choice(name: str, value: str, choices: Any) -> None:
+    allowed = get_args(choices)
+    _check(value in allowed, f"{name} is {value!r}; choose one of {', '.join(allowed)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is read, how it is split, and how it reaches the network."""
+
+    data_dir: str = _setting("", "Folder with images and their truth.")
+    truth: Truth = _setting(
+        "auto", "Kind of truth to use where a folder holds both; auto takes labels."
+    )
+    split: str = _setting(
+        "",
+        "Column of index.csv, or files of ids as train.txt,val.txt[,test.txt]. If "
+        "empty: the column named split, or else a random draw of whole groups.",
+    )
+    val_fraction: float = _setting(0.2, "Share of the examples drawn for validation.")
+    split_seed: int = _setting(0, "Seed of that draw.")
+    framing: Framing = _setting(
+        "resize", "Resize whole images to a square, or crop squares at native scale."
+    )
+    size: int = _setting(256, "Side of that square, pixels.")
+    clahe_clip_limit: float = _setting(2.5, "Contrast limit of CLAHE; 0 = no CLAHE.")
+    augmentation: str = _setting("original", "Augmentation recipe for training.")
+    targets: tuple[str, ...] = _setting(
+        ("foreground",), "What each head predicts, one channel each."
+    )
+    cache_mib: int = _setting(
+        2048, "Memory for decoded examples in each loading process, MiB."
+    )
+
+    def __post_init__(self):
+        _check_choice("truth", self.truth, Truth)
+        _check_choice("framing", self.framing, Framing)
+        _check(self.size >= 16, f"size is {self.size}; it must be at least 16 pixels")
+        _check(
+            0 < self.val_fraction < 1,
+            f"val_fraction is {self.val_fraction}; it must lie between 0 and 1",
+        )
+        _check(
+            self.clahe_clip_limit >= 0 and self.cache_mib >= 0,
+            "clahe_clip_limit and cache_mib must not be negative",
+        )
+        _check(
+            bool(self.targets) and set(self.targets) <= set(TARGET_NAMES),
+            f"targets is {self.targets}; choose from {', '.join(TARGET_NAMES)}",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network's shape."""
+
+    features: tuple[int, ...] = _setting(
+        (64, 128, 256, 512, 1024), "Channels of each level, from full resolution down."
+    )
+    dtype: Dtype = _setting(
+        "float32", "Number format of the computation; parameters stay float32."
+    )
+    batch_norm_momentum: float = _setting(
+        0.99, "Momentum of batch normalisation's statistics; .9 suits short runs."
+    )
+
+    def __post_init__(self):
+        _check_choice("dtype", self.dtype, Dtype)
+        _check(
+            len(self.features) >= 2 and min(self.features) >= 1,
+            f"features is {self.features}; give at least two positive numbers",
+        )
+        _check(
+            0 < self.batch_norm_momentum < 1,
+            f"batch_norm_momentum is {self.batch_norm_momentum}; it must be in (0, 1)",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How parameters are learned."""
+
+    seed: int = _setting(0, "Governs initial parameters, shuffling and augmentation.")
+    num_epochs: int = _setting(20, "Epochs of the whole run.")
+    steps_per_epoch: int = _setting(
+        50, "Batches an epoch; 0 = as many as the training set fills."
+    )
+    batch_size: int = _setting(10, "Images a batch.")
+    supervision: Supervision = _setting(
+        "average", "Loss of the averaged heads, or mean of the heads' losses."
+    )
+    learning_rate: float = _setting(1e-3, "Highest learning rate.")
+    warmup_epochs: float = _setting(0.0, "Epochs of linear rise to that rate.")
+    decay: Decay = _setting("step", "How the rate goes on after the warm-up.")
+    decay_epochs: tuple[float, ...] = _setting(
+        (6.0,), "With --decay=step: the epochs at which the rate is halved."
+    )
+    clip_norm: float = _setting(0.0, "Largest global norm of gradients; 0 = any.")
+    ema_decay: float = _setting(
+        0.0, "Decay of the averaged parameters to evaluate with; 0 = not kept."
+    )
+    num_workers: int = _setting(0, "Loading processes; 0 = threads of this one.")
+
+    def __post_init__(self):
+        _check_choice("supervision", self.supervision, Supervision)
+        _check_choice("decay", self.decay, Decay)
+        for name in ("num_epochs", "batch_size", "learning_rate"):
+            value = getattr(self, name)
+            _check(value > 0, f"{name} is {value}; it must be positive")
+        for name in ("steps_per_epoch", "warmup_epochs", "clip_norm", "num_workers"):
+            value = getattr(self, name)
+            _check(value >= 0, f"{name} is {value}; it must not be negative")
+        _check(
+            0 <= self.ema_decay < 1,
+            f"ema_decay is {self.ema_decay}; it must be in [0, 1)",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InferenceConfig:
+    """What validation chose; stored with each checkpoint."""
+
+    threshold: float = _setting(0.5, "Probability of highest pixel IoU.")
+    fast_head: int = _setting(0, "Column j of fast mode's head; 0 = not chosen.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """All settings of one run."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    inference: InferenceConfig = InferenceConfig()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the settings as nested dicts that JSON can hold."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_dict(cls, settings: dict[str, Any]) -> Config:
+        """Builds a config from `to_dict`'s result.
+
+        Raises:
+          ConfigError: If a section or a setting is unknown or has a bad value.
+        """
+        sections = {field.name: type(field.default) for field in dataclasses.fields(cls)}
+        unknown = set(settings) - set(sections)
+        _check(not unknown, f"unknown section(s) in config: {sorted(unknown)}")
+        return cls(
+            **{name: _build(sections[name], settings[name]) for name in settings}
+        )
+
+
+def _build(section: type, settings: dict[str, Any]) -> Any:
+    known = {field.name for field in dataclasses.fields(section)}
+    unknown = set(settings) - known
+    _check(not unknown, f"unknown setting(s) in {section.__name__}: {sorted(unknown)}")
+    return section(
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    )

@@ -1,0 +1,277 @@
+"""Finds images with their truth in a folder, and splits them into subsets.
+
+Four layouts are told apart by what the folder holds:
+
+  index.csv                    columns id[, group, modality, any split column]; the
+                               files lie in images/ and in labels/ or masks/
+  images/ labels/              label images of the same name
+  images/ masks/               binary masks of the same name
+  ID/images/ID.png ID/masks/   the 2018 Data Science Bowl: one mask file a nucleus
+
+Examples come in the order of their ids, whatever order the file system has.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+from nucseg_jax.config import DataConfig
+from nucseg_jax.data import images
+
+TruthKind = Literal["labels", "mask", "nuclei"]
+SUBSETS = ("train", "val", "test")
+
+_ALIASES = {name: name for name in SUBSETS} | {"valid": "val", "validation": "val"}
+_NAME_ENDINGS = ("", "_mask", "_masks", "_label", "_labels")
+
+
+class DatasetError(ValueError):
+    """A folder is no usable data set; the message says what is wrong and where."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One image and the files of its truth.
+
+    Attributes:
+      id: Unique name within the data set.
+      image: The image file.
+      truth: The truth's file, or for "nuclei" one mask file a nucleus.
+      kind: "labels" (a label image), "mask" (binary) or "nuclei".
+      group: Examples of one group never sit in two subsets that are drawn.
+      columns: Further columns of index.csv.
+    """
+
+    id: str
+    image: pathlib.Path
+    truth: tuple[pathlib.Path, ...]
+    kind: TruthKind
+    group: str
+    columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def find_examples(data_dir: str | os.PathLike, *, truth: str = "auto") -> list[Example]:
+    """Finds all examples of a data set, in the order of their ids.
+
+    Args:
+      data_dir: Folder in one of the layouts above.
+      truth: "labels", "masks", or "auto" for labels where there are any.
+
+    Returns:
+      The examples that have an image and a truth.
+
+    Raises:
+      DatasetError: If the folder has no known layout, or images lack their truth.
+    """
+    root = pathlib.Path(data_dir)
+    if not root.is_dir():
+        raise DatasetError(f"{root}: no such folder")
+    if (root / "index.csv").is_file():
+        examples = _find_indexed(root, truth)
+    elif (root / "images").is_dir():
+        examples = _find_paired(root, truth)
+    else:
+        examples = _find_kaggle(root)
+    if not examples:
+        raise DatasetError(
+            f"{root}: holds no images with their truth. Wanted are images/ beside "
+            "labels/ or masks/, an index.csv, or ID/images and ID/masks folders"
+        )
+    return sorted(examples, key=lambda example: example.id)
+
+
+def split_examples(
+    examples: Sequence[Example], config: DataConfig
+) -> dict[str, list[Example]]:
+    """Splits examples into "train", "val" and "test" as the config asks.
+
+    Raises:
+      DatasetError: If the split names no column or file, or leaves train or val empty.
+    """
+    columns = {name for example in examples for name in example.columns}
+    column = config.split or "split"
+    if column in columns:
+        subsets = _split_by_column(examples, column)
+    elif not config.split:
+        subsets = _split_by_fraction(examples, config.val_fraction, config.split_seed)
+    else:
+        subsets = _split_by_lists(examples, config.split.split(","))
+    for name in ("train", "val"):
+        if not subsets[name]:
+            raise DatasetError(f"the subset {name!r} of the split is empty")
+    return subsets
+
+
+def load_subsets(config: DataConfig) -> dict[str, list[Example]]:
+    """Finds and splits the examples that a data config names."""
+    examples = find_examples(config.data_dir, truth=config.truth)
+    return split_examples(examples, config)
+
+
+def _find_indexed(root: pathlib.Path, truth: str) -> list[Example]:
+    with open(root / "index.csv", newline="", encoding="utf-8-sig") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or "id" not in rows[0]:
+        raise DatasetError(f"{root / 'index.csv'}: wanted is a column named id")
+    files = _files_by_stem(root / "images")
+    folder, kind = _choose_truth(root, truth)
+    truths = _files_by_stem(folder)
+    missing = [row["id"] for row in rows if row["id"] not in files]
+    if missing:
+        raise DatasetError(_missing_message(root / "images", "image", missing))
+    # An index may list images whose truth was withdrawn: they are left out.
+    return [
+        Example(
+            id=row["id"],
+            image=files[row["id"]],
+            truth=(truths[row["id"]],),
+            kind=kind,
+            group=row.get("group") or row["id"],
+            columns={k: v for k, v in row.items() if k != "id"},
+        )
+        for row in rows
+        if row["id"] in truths
+    ]
+
+
+def _find_paired(root: pathlib.Path, truth: str) -> list[Example]:
+    files = _files_by_stem(root / "images")
+    folder, kind = _choose_truth(root, truth)
+    truths = _files_by_stem(folder)
+    missing = sorted(set(files) - set(truths))
+    if missing:
+        raise DatasetError(_missing_message(folder, "truth", missing))
+    return [
+        Example(id=stem, image=path, truth=(truths[stem],), kind=kind, group=stem)
+        for stem, path in files.items()
+    ]
+
+
+def _find_kaggle(root: pathlib.Path) -> list[Example]:
+    examples = []
+    for folder in sorted(path for path in root.iterdir() if path.is_dir()):
+        found = _list_images(folder / "images")
+        nuclei = _list_images(folder / "masks")
+        if found and nuclei:
+            examples.append(
+                Example(
+                    id=folder.name,
+                    image=found[0],
+                    truth=tuple(nuclei),
+                    kind="nuclei",
+                    group=folder.name,
+                )
+            )
+    return examples
+
+
+def _choose_truth(root: pathlib.Path, truth: str) -> tuple[pathlib.Path, TruthKind]:
+    """Returns the folder that holds the truth, and its kind."""
+    labels, masks = root / "labels", root / "masks"
+    if truth in ("auto", "labels") and labels.is_dir():
+        return labels, "labels"
+    if truth in ("auto", "masks") and masks.is_dir():
+        return masks, "mask"
+    wanted = "labels/ or masks/" if truth == "auto" else f"{truth}/"
+    raise DatasetError(f"{root}: has no folder {wanted} beside images/")
+
+
+def _list_images(folder: pathlib.Path) -> list[pathlib.Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if images.is_image(path))
+
+
+def _files_by_stem(folder: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Maps an example's id to its file: the stem without an ending such as _mask."""
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: no such folder")
+    files: dict[str, pathlib.Path] = {}
+    for path in _list_images(folder):
+        stem = path.stem
+        if folder.name != "images":
+            endings = [e for e in _NAME_ENDINGS if e and stem.endswith(e)]
+            stem = stem.removesuffix(endings[0]) if endings else stem
+        if stem in files:
+            raise DatasetError(f"{folder}: {files[stem].name} and {path.name} clash")
+        files[stem] = path
+    return files
+
+
+def _missing_message(folder: pathlib.Path, what: str, ids: Sequence[str]) -> str:
+    shown = ", ".join(ids[:5]) + (", ..." if len(ids) > 5 else "")
+    return f"{folder}: no {what} for {len(ids)} example(s): {shown}"
+
+
+def _split_by_column(
+    examples: Iterable[Example], column: str
+) -> dict[str, list[Example]]:
+    subsets: dict[str, list[Example]] = {name: [] for name in SUBSETS}
+    for example in examples:
+        value = example.columns[column].strip().lower()
+        if value not in _ALIASES:
+            raise DatasetError(
+                f"index.csv: column {column} of {example.id} holds {value!r}; "
+                "wanted is train, val or test"
+            )
+        subsets[_ALIASES[value]].append(example)
+    return subsets
+
+
+def _split_by_lists(
+    examples: Iterable[Example], paths: Sequence[str]
+) -> dict[str, list[Example]]:
+    """Splits by text files of ids, one a line, in the order train, val, test."""
+    by_id = {example.id: example for example in examples}
+    subsets: dict[str, list[Example]] = {name: [] for name in SUBSETS}
+    seen: dict[str, str] = {}
+    for name, path in zip(SUBSETS, paths, strict=False):
+        for id_ in _read_list(path):
+            if id_ not in by_id:
+                raise DatasetError(f"{path}: there is no example {id_!r}")
+            if id_ in seen:
+                raise DatasetError(f"{path}: {id_!r} stands in {seen[id_]} already")
+            seen[id_] = path
+            subsets[name].append(by_id[id_])
+    return subsets
+
+
+def _read_list(path: str) -> list[str]:
+    if not os.path.isfile(path):
+        raise DatasetError(
+            f"split {path!r} is neither a column of index.csv nor a file of ids"
+        )
+    lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _split_by_fraction(
+    examples: Sequence[Example], val_fraction: float, seed: int
+) -> dict[str, list[Example]]:
+    """Draws whole groups for validation until their share is reached.
+
+    Groups are ordered by a hash of seed and name, so the draw depends neither on the
+    order of files nor on a random generator's version.
+    """
+    groups: dict[str, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(example.group, []).append(example)
+    wanted = max(1, round(val_fraction * len(examples)))
+    subsets: dict[str, list[Example]] = {name: [] for name in SUBSETS}
+    for group in sorted(groups, key=lambda name: _hash(f"{seed}:{name}")):
+        name = "val" if len(subsets["val"]) < wanted else "train"
+        subsets[name] += groups[group]
+    return {
+        name: sorted(part, key=lambda example: example.id)
+        for name, part in subsets.items()
+    }
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()

@@ -1,0 +1,264 @@
+"""Examples -> batches, by grain.
+
+What a batch holds depends on nothing but the seed and the batch's number: neither on
+the number of workers nor on where the iteration started. The position to save is
+therefore that number alone, and a run may be resumed with other workers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+import cv2
+import grain
+import numpy as np
+from absl import flags
+
+from nucseg_jax.config import DataConfig
+from nucseg_jax.data import images, preprocessing, transforms, truth
+from nucseg_jax.data.index import Example
+from nucseg_jax.data.targets import make_targets
+
+
+class Batch(TypedDict):
+    """Arrays of B examples.
+
+    image: float32 [B, H, W, 3] in [0, 1].
+    mask: float32 [B, H, W, T], one channel a target.
+    valid: bool [B], False for the rows that fill up a last batch.
+    index: int32 [B], position in the list of examples; -1 where not valid.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray
+    valid: np.ndarray
+    index: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One prepared example: uint8 [H, W, 3], and labels uint16 [H, W]."""
+
+    image_u8: np.ndarray
+    label_image: np.ndarray
+    index: int
+
+
+class PreparedExamples:
+    """Random access to prepared examples, decoded once as far as memory allows.
+
+    Everything that is not random (decoding, resizing, CLAHE) happens here. Each
+    process keeps up to `config.cache_mib` of the results.
+    """
+
+    def __init__(self, examples: Sequence[Example], config: DataConfig):
+        self._examples = list(examples)
+        self._config = config
+        self._cache: dict[int, Sample] = {}
+        self._free_bytes = config.cache_mib << 20
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self._cache.get(index)
+        if sample is None:
+            sample = self._prepare(index)
+            self._keep(sample)
+        return sample
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker starts with an empty cache instead of a pickled copy of ours.
+        free_bytes = self._config.cache_mib << 20
+        return self.__dict__ | {"_cache": {}, "_free_bytes": free_bytes}
+
+    def _prepare(self, index: int) -> Sample:
+        image, label_image = truth.read_pair(self._examples[index])
+        side = self._config.size if self._config.framing == "resize" else 0
+        image_u8 = preprocessing.prepare_image(
+            image, clahe_clip_limit=self._config.clahe_clip_limit, side=side
+        )
+        if side:
+            label_image = preprocessing.resize_labels(label_image, (side, side))
+        name = str(self._examples[index].truth[0])
+        return Sample(image_u8, _to_uint16(label_image, name), index)
+
+    def _keep(self, sample: Sample) -> None:
+        size = sample.image_u8.nbytes + sample.label_image.nbytes
+        if size <= self._free_bytes:
+            self._cache[sample.index] = sample
+            self._free_bytes -= size
+
+
+class Augment(grain.transforms.RandomMap):
+    """Applies the configured augmentation, seeded by the item that it is applied to.
+
+    albumentations keeps its random state in the transform, and grain reads with many
+    threads: each thread has a transform of its own.
+    """
+
+    def __init__(self, config: DataConfig):
+        self._config = config
+        self._local = threading.local()
+        self._create()
+
+    def random_map(self, element: Sample, rng: np.random.Generator) -> Sample:
+        """Returns the augmented sample."""
+        image_u8, label_image = transforms.augment(
+            self._create(),
+            element.image_u8,
+            element.label_image,
+            seed=int(rng.integers(2**31)),
+        )
+        return Sample(image_u8, label_image, element.index)
+
+    def _create(self):
+        if not hasattr(self._local, "augmentation"):
+            crop = self._config.size if self._config.framing == "crop" else 0
+            self._local.augmentation = transforms.create_augmentation(
+                self._config.augmentation, crop=crop
+            )
+        return self._local.augmentation
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_config": self._config}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["_config"])
+
+
+def make_train_batches(
+    examples: Sequence[Example],
+    config: DataConfig,
+    *,
+    batch_size: int,
+    seed: int,
+    num_workers: int = 0,
+    first_batch: int = 0,
+) -> grain.DatasetIterator:
+    """Makes the endless row of training batches.
+
+    Every epoch shuffles anew; no example is dropped between epochs. Close the
+    iterator to end the workers.
+
+    Args:
+      examples: The training examples.
+      config: Framing, preparation and augmentation.
+      batch_size: Examples a batch.
+      seed: Governs order and augmentation.
+      num_workers: Processes that prepare batches; 0 = threads of this process.
+      first_batch: Number of the batch to begin with.
+
+    Returns:
+      Iterator over `Batch`, all rows valid.
+    """
+    batches = (
+        grain.MapDataset.source(PreparedExamples(examples, config))
+        .seed(seed)
+        .shuffle()
+        .repeat()
+        .random_map(Augment(config))
+        .batch(batch_size, batch_fn=_Stack(config.targets, batch_size))
+    )
+    return _iterate(batches[first_batch:], num_workers)
+
+
+def make_eval_batches(
+    examples: Sequence[Example], config: DataConfig, *, batch_size: int
+) -> grain.MapDataset:
+    """Makes one pass over examples in their order, the last batch filled up.
+
+    With framing "crop" the centre of each image is taken, so that all batches have
+    one shape.
+
+    Returns:
+      Sized random-access data set of `Batch`; iterate it for one pass.
+    """
+    return (
+        grain.MapDataset.source(PreparedExamples(examples, config))
+        .map(_Centre(config.size))
+        .batch(batch_size, batch_fn=_Stack(config.targets, batch_size))
+    )
+
+
+def _iterate(batches: grain.MapDataset, num_workers: int) -> grain.DatasetIterator:
+    if not num_workers:
+        return iter(batches.to_iter_dataset())
+    # grain hands absl's flags to its workers and refuses unparsed ones, which they
+    # are wherever no absl program runs: in a notebook, in a test.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    options = grain.MultiprocessingOptions(num_workers=num_workers)
+    read_options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+    return iter(
+        batches.to_iter_dataset(read_options).mp_prefetch(
+            options, worker_init_fn=_start_worker
+        )
+    )
+
+
+def _start_worker(worker_index: int, worker_count: int) -> None:
+    """Keeps a worker to one core and away from the accelerator."""
+    del worker_index, worker_count
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    cv2.setNumThreads(0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Centre(grain.transforms.Map):
+    """Cuts or mirrors a sample to a square around its centre."""
+
+    side: int
+
+    def map(self, element: Sample) -> Sample:
+        return Sample(
+            _fit_centre(element.image_u8, self.side),
+            _fit_centre(element.label_image, self.side),
+            element.index,
+        )
+
+
+def _fit_centre(pixels: np.ndarray, side: int) -> np.ndarray:
+    height, width = pixels.shape[:2]
+    missing = [(max(0, side - n)) for n in (height, width)]
+    padding = [(n // 2, n - n // 2) for n in missing] + [(0, 0)] * (pixels.ndim - 2)
+    pixels = np.pad(pixels, padding, mode="symmetric")
+    top, left = ((n - side) // 2 for n in pixels.shape[:2])
+    return pixels[top : top + side, left : left + side]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stack:
+    """Stacks samples to a batch of a fixed size, filled up with rows of zeros."""
+
+    targets: tuple[str, ...]
+    batch_size: int
+
+    def __call__(self, samples: Sequence[Sample]) -> Batch:
+        missing = self.batch_size - len(samples)
+        image = [preprocessing.to_float(sample.image_u8) for sample in samples]
+        mask = [make_targets(sample.label_image, self.targets) for sample in samples]
+        return Batch(
+            image=np.stack(image + [np.zeros_like(image[0])] * missing),
+            mask=np.stack(mask + [np.zeros_like(mask[0])] * missing),
+            valid=np.arange(self.batch_size) < len(samples),
+            index=np.array([s.index for s in samples] + [-1] * missing, np.int32),
+        )
+
+
+def _to_uint16(label_image: np.ndarray, name: str) -> np.ndarray:
+    """Renumbers labels to fit 16 bits, which is what OpenCV can rotate.
+
+    Raises:
+      images.ImageError: If one image holds more than 65,535 nuclei.
+    """
+    if label_image.max(initial=0) > np.iinfo(np.uint16).max:
+        ids, label_image = np.unique(label_image, return_inverse=True)
+        if len(ids) > np.iinfo(np.uint16).max:
+            raise images.ImageError(f"{name}: more than 65,535 nuclei; cut it in parts")
+        label_image = label_image + int(ids[0] > 0)
+    return label_image.astype(np.uint16)

@@ -1,0 +1,76 @@
+"""Deterministic preparation of an image, the same in training and in prediction.
+
+Images are float32 [H, W, 3] in [0, 1] outside and uint8 inside: CLAHE works on 8 bits,
+8-bit files lose nothing, and a cache of them takes a quarter of the memory.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+_CLAHE_TILES = (8, 8)
+
+
+def prepare_image(
+    image: np.ndarray, *, clahe_clip_limit: float, side: int = 0
+) -> np.ndarray:
+    """Resizes an image to a square and evens out its contrast.
+
+    Args:
+      image: float32 [H, W, 3] in [0, 1].
+      clahe_clip_limit: Contrast limit of CLAHE, on the lightness; disabled if 0.
+      side: Side of the square, pixels; the size is kept if 0.
+
+    Returns:
+      uint8 [side, side, 3] or [H, W, 3].
+    """
+    image_u8 = to_uint8(image)
+    if side:
+        image_u8 = resize(image_u8, (side, side))
+    if clahe_clip_limit:
+        image_u8 = equalize(image_u8, clip_limit=clahe_clip_limit)
+    return image_u8
+
+
+def equalize(image_u8: np.ndarray, *, clip_limit: float) -> np.ndarray:
+    """Evens out the lightness by CLAHE on 8 x 8 tiles; uint8 [H, W, 3] in and out.
+
+    Equal to albumentations' CLAHE of a fixed limit, without the second or so that
+    importing albumentations would cost every prediction.
+    """
+    lab = cv2.cvtColor(image_u8, cv2.COLOR_RGB2LAB)
+    clahe = cv2.createCLAHE(clipLimit=clip_limit, tileGridSize=_CLAHE_TILES)
+    lab[..., 0] = clahe.apply(lab[..., 0])
+    return cv2.cvtColor(lab, cv2.COLOR_LAB2RGB)
+
+
+def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes [H, W] or [H, W, C] of uint8 or float32 to `size` = (height, width).
+
+    Shrinking averages the area of each new pixel, growing interpolates linearly.
+    """
+    if pixels.shape[:2] == size:
+        return pixels
+    shrinks = size[0] * size[1] < pixels.shape[0] * pixels.shape[1]
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    return cv2.resize(pixels, size[::-1], interpolation=interpolation)
+
+
+def resize_labels(label_image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes a mask or label image [H, W] to `size`, each pixel from its nearest."""
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype(np.intp)
+        for new, old in zip(size, label_image.shape, strict=True)
+    )
+    return label_image[rows[:, None], columns]
+
+
+def to_uint8(image: np.ndarray) -> np.ndarray:
+    """Brings float32 in [0, 1] to the nearest of 256 steps."""
+    return np.round(image * np.float32(255)).astype(np.uint8)
+
+
+def to_float(image_u8: np.ndarray) -> np.ndarray:
+    """Brings uint8 back to float32 in [0, 1]."""
+    return image_u8.astype(np.float32) / np.float32(255)

@@ -1,0 +1,184 @@
+"""UNet++: nested U-Nets whose nodes x[i, j] share one encoder.
+
+Level i counts down (each level halves the resolution), column j counts across.
+x[i, 0] is the encoder; x[i, j], j >= 1, sees x[i, 0..j-1] and the upsampled
+x[i+1, j-1]. Every x[0, j], j >= 1, carries a head.
+
+Glossary of shapes: B batch, H height, W width, L heads, T targets.
+
+References:
+  Zhou et al., UNet++, 2018 (arXiv:1807.10165); block order (convolution, ReLU, batch
+  normalisation), initialisers and constants as in the Keras notebook re-created here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+Variables = Mapping[str, Any]
+
+BATCH_NORM_EPSILON = 1e-3  # Keras's; Flax's own default is 1e-5.
+
+
+class Block(nn.Module):
+    """`num_convs` times: 3x3 convolution, ReLU, batch normalisation."""
+
+    features: int
+    num_convs: int
+    dtype: Any
+    batch_norm_momentum: float
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        for _ in range(self.num_convs):
+            x = nn.Conv(
+                self.features,
+                (3, 3),
+                dtype=self.dtype,
+                kernel_init=nn.initializers.he_normal(),
+            )(x)
+            x = nn.BatchNorm(
+                use_running_average=not train,
+                momentum=self.batch_norm_momentum,
+                epsilon=BATCH_NORM_EPSILON,
+                dtype=self.dtype,
+            )(nn.relu(x))
+        return x
+
+
+class UNetPlusPlus(nn.Module):
+    """Maps images float [B, H, W, 3] to head logits float32 [L, B, H, W, T].
+
+    H and W must be multiples of 2^(depth - 1), depth being the number of features.
+
+    Attributes:
+      features: Channels of each level, from full resolution down.
+      num_targets: T, channels of each head.
+      dtype: Of the computation; parameters, statistics and logits stay float32.
+      batch_norm_momentum: Of the running statistics.
+      heads: Columns j that carry a head; None = all, 1..depth-1. Only the nodes that
+        these heads need are computed and have parameters.
+    """
+
+    features: Sequence[int] = (64, 128, 256, 512, 1024)
+    num_targets: int = 1
+    dtype: Any = jnp.float32
+    batch_norm_momentum: float = 0.99
+    heads: Sequence[int] | None = None
+
+    @property
+    def depth(self) -> int:
+        """Number of levels."""
+        return len(self.features)
+
+    @nn.compact
+    def __call__(self, image: Array, train: bool = False) -> Array:
+        check_image(image, self.depth)
+        heads = tuple(self.heads or range(1, self.depth))
+        x: dict[tuple[int, int], Array] = {}
+        for i in range(max(heads) + 1):
+            below = image if i == 0 else nn.max_pool(x[i - 1, 0], (2, 2), strides=(2, 2))
+            x[i, 0] = self._node(i, 0)(below, train=train)
+        for j in range(1, max(heads) + 1):
+            for i in range(max(heads) + 1 - j):
+                skips = [x[i, k] for k in range(j)]
+                up = self._upsample(i, j)(x[i + 1, j - 1])
+                joined = jnp.concatenate([*skips, up], axis=-1)
+                x[i, j] = self._node(i, j)(joined, train=train)
+        return jnp.stack([self._head(j)(x[0, j]) for j in heads])
+
+    def _node(self, i: int, j: int) -> nn.Module:
+        return Block(
+            self.features[i],
+            num_convs=2 if j == 0 else 1,
+            dtype=self.dtype,
+            batch_norm_momentum=self.batch_norm_momentum,
+            name=f"x_{i}_{j}",
+        )
+
+    def _upsample(self, i: int, j: int) -> nn.Module:
+        return nn.ConvTranspose(
+            self.features[i],
+            (2, 2),
+            strides=(2, 2),
+            dtype=self.dtype,
+            kernel_init=nn.initializers.glorot_uniform(),
+            name=f"up_{i}_{j}",
+        )
+
+    def _head(self, j: int) -> nn.Module:
+        # float32: the loss takes logarithms of what comes out.
+        return nn.Conv(
+            self.num_targets,
+            (1, 1),
+            dtype=jnp.float32,
+            kernel_init=nn.initializers.glorot_uniform(),
+            name=f"head_{j}",
+        )
+
+
+def combine_heads(head_logits: Array) -> Array:
+    """Returns the logits of the mean of the heads' probabilities.
+
+    The average is taken between log-probabilities, so that it stays exact where a
+    probability is within rounding of 0 or 1.
+
+    Args:
+      head_logits: float32 [L, B, H, W, T].
+
+    Returns:
+      float32 [B, H, W, T]; its sigmoid is the mean of the heads' sigmoids.
+    """
+    if head_logits.shape[0] == 1:
+        return head_logits[0]
+    log_probs = jax.nn.logsumexp(jax.nn.log_sigmoid(head_logits), axis=0)
+    log_complements = jax.nn.logsumexp(jax.nn.log_sigmoid(-head_logits), axis=0)
+    return log_probs - log_complements
+
+
+def prune(
+    model: UNetPlusPlus, variables: Variables, head: int
+) -> tuple[UNetPlusPlus, dict[str, Any]]:
+    """Cuts the network down to what one head needs.
+
+    Args:
+      model: The full network.
+      variables: Its "params" and "batch_stats".
+      head: Column j of the head to keep, 1 to depth - 1.
+
+    Returns:
+      A network that computes head `head` alone, and the variables that it needs.
+
+    Raises:
+      ValueError: If the network has no such head.
+    """
+    if head not in range(1, model.depth):
+        raise ValueError(f"head is {head}; the network has 1 to {model.depth - 1}")
+    kept = {f"head_{head}"} | {
+        f"{kind}_{i}_{j}"
+        for kind in ("x", "up")
+        for i in range(head + 1)
+        for j in range(head + 1 - i)
+    }
+    pruned = {
+        collection: {name: leaf for name, leaf in modules.items() if name in kept}
+        for collection, modules in variables.items()
+    }
+    return model.clone(features=tuple(model.features[: head + 1]), heads=(head,)), pruned
+
+
+def check_image(image: Array, depth: int) -> None:
+    """Raises ValueError unless `image` is [B, H, W, 3] with H and W divisible."""
+    multiple = 2 ** (depth - 1)
+    if image.ndim != 4 or image.shape[-1] != 3:
+        raise ValueError(f"image is {image.shape}; wanted is [B, H, W, 3]")
+    if image.shape[1] % multiple or image.shape[2] % multiple:
+        raise ValueError(
+            f"image is {image.shape}; height and width must be multiples of {multiple}"
+        )

@@ -1,0 +1,58 @@
+"""The record of a run: one row an epoch, as CSV and as TensorBoard events."""
+
+from __future__ import annotations
+
+import csv
+import os
+import pathlib
+from collections.abc import Mapping
+
+import tensorboardX
+
+Row = dict[str, float]
+
+
+class History:
+    """Rows of `workdir/history.csv`, mirrored as TensorBoard events.
+
+    The file is written anew with each row and replaced as a whole, so that it is
+    complete at any moment.
+    """
+
+    def __init__(self, workdir: str | pathlib.Path, *, num_epochs_done: int = 0):
+        """Opens the record; rows of epochs that will be done again are dropped."""
+        self._path = pathlib.Path(workdir) / "history.csv"
+        self.rows = [r for r in read_history(self._path) if r["epoch"] < num_epochs_done]
+        self._events = tensorboardX.SummaryWriter(
+            str(pathlib.Path(workdir) / "tensorboard")
+        )
+
+    def append(self, row: Mapping[str, float]) -> None:
+        """Adds the row of one epoch; `row["step"]` is TensorBoard's step."""
+        self.rows.append(dict(row))
+        _write(self._path, self.rows)
+        for name, value in row.items():
+            if name not in ("epoch", "step"):
+                self._events.add_scalar(name, value, int(row["step"]))
+        self._events.flush()
+
+    def close(self) -> None:
+        """Closes the event file."""
+        self._events.close()
+
+
+def read_history(path: str | pathlib.Path) -> list[Row]:
+    """Reads the rows of a history.csv; none if there is no such file."""
+    if not os.path.isfile(path):
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def _write(path: pathlib.Path, rows: list[Row]) -> None:
+    temporary = path.with_suffix(".tmp")
+    with open(temporary, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(temporary, path)

@@ -1,0 +1,123 @@
+"""Losses: pure functions of logits float [B, H, W, T] and a target of the same shape.
+
+All work on logits, where log-probabilities stay exact; all return a float32 scalar.
+Shapes must be equal: a mask [B, H, W] against logits [B, H, W, 1] would broadcast to
+[B, H, W, W] and train on nonsense. `valid`, bool [B], leaves out the rows that fill up
+a last batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from nucseg_jax.network.unet_plus_plus import combine_heads
+
+Array = jax.Array
+Loss = Callable[..., Array]
+
+
+def binary_cross_entropy(
+    logits: Array, mask: Array, *, valid: Array | None = None
+) -> Array:
+    """Computes the binary cross-entropy, averaged over pixels.
+
+    Args:
+      logits: float [B, H, W, T].
+      mask: Target in [0, 1], same shape.
+      valid: bool [B]; None = all rows.
+
+    Raises:
+      ValueError: If shapes differ.
+    """
+    _check_shapes(logits, mask)
+    logits, mask = logits.astype(jnp.float32), mask.astype(jnp.float32)
+    pixel_losses = -(
+        mask * jax.nn.log_sigmoid(logits) + (1 - mask) * jax.nn.log_sigmoid(-logits)
+    )
+    if valid is None:
+        return jnp.mean(pixel_losses)
+    num_pixels = jnp.maximum(jnp.sum(valid), 1) * pixel_losses[0].size
+    return jnp.sum(jnp.where(_rows(valid), pixel_losses, 0)) / num_pixels
+
+
+def soft_dice_loss(
+    logits: Array, mask: Array, *, smooth: float = 1.0, valid: Array | None = None
+) -> Array:
+    """Computes one minus the soft Dice coefficient, summed over the whole batch.
+
+    1 - (2 sum(y p) + smooth) / (sum(y) + sum(p) + smooth), for each target, averaged
+    over targets.
+
+    Args:
+      logits: float [B, H, W, T].
+      mask: Target in [0, 1], same shape.
+      smooth: Added to both sides of the fraction; defines the value for empty masks.
+      valid: bool [B]; None = all rows.
+
+    Returns:
+      Scalar float32 in [0, 1).
+
+    Raises:
+      ValueError: If shapes differ.
+
+    References:
+      Milletari et al., V-Net, 2016 (arXiv:1606.04797); the sum over the batch and the
+      single `smooth` are those of the Keras notebook re-created here.
+    """
+    _check_shapes(logits, mask)
+    probs = jax.nn.sigmoid(logits.astype(jnp.float32))
+    mask = mask.astype(jnp.float32)
+    if valid is not None:
+        probs, mask = probs * _rows(valid), mask * _rows(valid)
+    axes = (0, 1, 2)
+    overlap = jnp.sum(probs * mask, axes)
+    total = jnp.sum(probs, axes) + jnp.sum(mask, axes)
+    return jnp.mean(1 - (2 * overlap + smooth) / (total + smooth))
+
+
+def bce_dice_loss(logits: Array, mask: Array, *, valid: Array | None = None) -> Array:
+    """Returns the sum of `binary_cross_entropy` and `soft_dice_loss`."""
+    return binary_cross_entropy(logits, mask, valid=valid) + soft_dice_loss(
+        logits, mask, valid=valid
+    )
+
+
+def average_supervision(
+    head_logits: Array, mask: Array, *, valid: Array | None = None
+) -> Array:
+    """BCE-Dice loss of the mean of the heads' probabilities, as the original.
+
+    Args:
+      head_logits: float [L, B, H, W, T].
+      mask: float [B, H, W, T].
+      valid: bool [B]; None = all rows.
+    """
+    return bce_dice_loss(combine_heads(head_logits), mask, valid=valid)
+
+
+def per_head_supervision(
+    head_logits: Array, mask: Array, *, valid: Array | None = None
+) -> Array:
+    """Mean of the heads' BCE-Dice losses, as the UNet++ paper; shapes as above."""
+    losses = [bce_dice_loss(logits, mask, valid=valid) for logits in head_logits]
+    return jnp.mean(jnp.stack(losses))
+
+
+SUPERVISIONS: dict[str, Loss] = {
+    "average": average_supervision,
+    "per_head": per_head_supervision,
+}
+
+
+def _check_shapes(logits: Array, mask: Array) -> None:
+    if logits.shape != mask.shape or logits.ndim != 4:
+        raise ValueError(
+            f"logits {logits.shape} and mask {mask.shape} must both be [B, H, W, T]"
+        )
+
+
+def _rows(valid: Array) -> Array:
+    return valid[:, None, None, None]
