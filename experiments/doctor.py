@@ -70,16 +70,16 @@ def check_cv2() -> list[str]:
 
 def check_device() -> list[str]:
     """Prints the device and runs one product on it."""
-    import jax.numpy as jnp
-
-    from experiments.device import describe_device
-
     try:
+        import jax.numpy as jnp
+
+        from experiments.device import describe_device
+
         print(describe_device())
         ones = jnp.ones((64, 64))
         if float((ones @ ones)[0, 0]) != 64.0:
             return ["the device computes wrongly"]
-    except RuntimeError as error:
+    except (ImportError, RuntimeError) as error:
         return [f"JAX cannot use its device ({error})"]
     return []
 

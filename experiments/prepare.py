@@ -4,7 +4,7 @@
 
 Reads ID/images/ID.png and ID/masks/*.png, one mask file a nucleus, from a folder or a
 zip file, and writes images/ID.png, labels/ID.png and index.csv. Images without masks
-are left out and counted.
+are left out.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import pathlib
 import shutil
 import tempfile
 import zipfile
+import zlib
 
 from absl import flags
 
@@ -44,19 +45,24 @@ def unpack(source: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:
     """Returns the folder of a data set, unpacking a zip file into `scratch`.
 
     Raises:
-      ValueError: If the source is no folder and no zip file, or unpacks too large.
+      ValueError: If the source is no folder and no zip file, or is damaged, or
+        unpacks too large.
     """
     if source.is_dir():
         return source
     if not zipfile.is_zipfile(source):
         raise ValueError(f"{source}: is neither a folder nor a zip file")
-    with zipfile.ZipFile(source) as archive:
-        size = sum(member.file_size for member in archive.infolist())
-        if size > _MAX_UNPACKED_BYTES:
-            raise ValueError(f"{source}: would unpack to {size >> 30} GiB")
-        archive.extractall(scratch)
-    folders = [path for path in scratch.iterdir() if path.is_dir()]
-    # Some archives hold one folder around everything.
+    try:
+        with zipfile.ZipFile(source) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+            if size > _MAX_UNPACKED_BYTES:
+                raise ValueError(f"{source}: would unpack to {size >> 30} GiB")
+            archive.extractall(scratch)
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{source}: is damaged ({error})") from error
+    # Some archives hold one folder around everything; macOS adds one of its own.
+    found = (path for path in scratch.iterdir() if path.name != "__MACOSX")
+    folders = [path for path in found if path.is_dir()]
     return folders[0] if len(folders) == 1 and _wraps(folders[0]) else scratch
 
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from flax import serialization
 
 from nucseg_jax.config import Config, InferenceConfig
 from nucseg_jax.network.unet_plus_plus import UNetPlusPlus
@@ -73,7 +74,7 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
+                state=ocp.args.StandardSave(serialization.to_state_dict(state)),
                 config=ocp.args.JsonSave(config.to_dict()),
                 position=ocp.args.JsonSave(dict(position)),
             ),
@@ -92,21 +93,22 @@ class Checkpoints:
         step = self._manager.latest_step()
         if step is None:
             return None
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(abstract),
-                    position=ocp.args.JsonRestore(),
-                ),
-            )
-        except ValueError as error:
-            raise CheckpointError(
-                f"{self._directory}: step {step} does not fit these settings; choose "
-                f"another --workdir or the settings that it began with ({error})"
-            ) from error
-        return restored["state"], restored["position"]
+        path = self._directory / str(step) / "state"
+        abstract = jax.tree.map(
+            ocp.utils.to_shape_dtype_struct, serialization.to_state_dict(state)
+        )
+        _check_fits(path, abstract)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract),
+                position=ocp.args.JsonRestore(),
+            ),
+        )
+        return (
+            serialization.from_state_dict(state, restored["state"]),
+            restored["position"],
+        )
 
     def saved_config(self) -> Config | None:
         """Returns the config stored with the last step; None if there is none."""
@@ -182,28 +184,37 @@ def _restore_variables(
         lambda leaf: ocp.ArrayRestoreArgs(sharding=device, global_shape=leaf.shape),
         wanted,
     )
-    try:
-        restored = ocp.PyTreeCheckpointer().restore(
-            path,
-            args=ocp.args.PyTreeRestore(
-                item=wanted, restore_args=restore_args, partial_restore=True
-            ),
-        )
-    except ValueError as error:
-        raise CheckpointError(f"{path}: cannot be restored ({error})") from error
-    _check_shapes(path, wanted, restored)
+    _check_fits(path, wanted, partial=True)
+    restored = ocp.PyTreeCheckpointer().restore(
+        path,
+        args=ocp.args.PyTreeRestore(
+            item=wanted, restore_args=restore_args, partial_restore=True
+        ),
+    )
     return restored["ema"] if config.train.ema_decay else restored
 
 
-def _check_shapes(path: pathlib.Path, wanted: Any, restored: Any) -> None:
-    """Compares every leaf: Orbax may pad or cut an array without a word."""
+def _check_fits(path: pathlib.Path, wanted: Any, *, partial: bool = False) -> None:
+    """Compares names and shapes before anything is read.
 
-    def check(key, want, got):
-        if want.shape != got.shape:
-            name = jax.tree_util.keystr(key)
-            raise CheckpointError(f"{path}: {name} is {got.shape}, not {want.shape}")
+    Orbax itself may cut or pad an array of another shape without a word.
+    """
+    saved = ocp.PyTreeCheckpointer().metadata(path).item_metadata.tree
+    want, have = _shapes(wanted), _shapes(saved)
+    differing = [name for name, shape in want.items() if have.get(name) != shape]
+    if not partial:
+        differing += [name for name in have if name not in want]
+    if differing:
+        name = differing[0]
+        raise CheckpointError(
+            f"{path}: does not fit these settings: {name} is {have.get(name)}, wanted "
+            f"is {want.get(name)} ({len(differing)} arrays differ)"
+        )
 
-    jax.tree_util.tree_map_with_path(check, wanted, restored)
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(key): tuple(leaf.shape) for key, leaf in leaves}
 
 
 def _best_metric(metrics: Mapping[str, float]) -> float:

@@ -141,7 +141,13 @@ class TrainConfig:
         for name in ("num_epochs", "batch_size", "learning_rate"):
             value = getattr(self, name)
             _check(value > 0, f"{name} is {value}; it must be positive")
-        for name in ("steps_per_epoch", "warmup_epochs", "clip_norm", "num_workers"):
+        for name in (
+            "seed",
+            "steps_per_epoch",
+            "warmup_epochs",
+            "clip_norm",
+            "num_workers",
+        ):
             value = getattr(self, name)
             _check(value >= 0, f"{name} is {value}; it must not be negative")
         _check(
@@ -156,6 +162,16 @@ class InferenceConfig:
 
     threshold: float = _setting(0.5, "Probability of highest pixel IoU.")
     fast_head: int = _setting(0, "Column j of fast mode's head; 0 = not chosen.")
+
+    def __post_init__(self):
+        _check(
+            0 <= self.threshold <= 1,
+            f"threshold is {self.threshold}; it must be in [0, 1]",
+        )
+        _check(
+            self.fast_head >= 0,
+            f"fast_head is {self.fast_head}; it must not be negative",
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -178,7 +194,9 @@ class Config:
         Raises:
           ConfigError: If a section or a setting is unknown or has a bad value.
         """
-        sections = {field.name: type(field.default) for field in dataclasses.fields(cls)}
+        sections = {
+            field.name: type(field.default) for field in dataclasses.fields(cls)
+        }
         unknown = set(settings) - set(sections)
         _check(not unknown, f"unknown section(s) in config: {sorted(unknown)}")
         return cls(
@@ -186,10 +204,20 @@ class Config:
         )
 
 
-def _build(section: type, settings: dict[str, Any]) -> Any:
-    known = {field.name for field in dataclasses.fields(section)}
-    unknown = set(settings) - known
-    _check(not unknown, f"unknown setting(s) in {section.__name__}: {sorted(unknown)}")
-    return section(
-        **{k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
-    )
+def _build(section: type, settings: Any) -> Any:
+    name = section.__name__
+    _check(isinstance(settings, dict), f"{name} is {settings!r}; wanted are settings")
+    defaults = {field.name: field.default for field in dataclasses.fields(section)}
+    unknown = set(settings) - set(defaults)
+    _check(not unknown, f"unknown setting(s) in {name}: {sorted(unknown)}")
+    return section(**{k: _restore(k, v, defaults[k]) for k, v in settings.items()})
+
+
+def _restore(name: str, value: Any, default: Any) -> Any:
+    """Returns a JSON value in the type of the setting's default."""
+    if isinstance(default, tuple) and isinstance(value, list):
+        return tuple(_restore(name, item, default[0]) for item in value)
+    kind = type(default)
+    wanted = (int, float) if kind is float else kind
+    _check(isinstance(value, wanted), f"{name} is {value!r}; wanted is {kind.__name__}")
+    return value

@@ -21,6 +21,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 MAX_PIXELS = 1 << 28  # 16,384 x 16,384: 3 GiB as float32 RGB.
 
 _TIFF_SUFFIXES = (".tif", ".tiff")
+_PILLOW_FORMATS = ("PNG", "JPEG", "BMP")
 _PNG_BIT_DEPTH = 24  # Offset of the bit depth in a PNG's header chunk.
 
 
@@ -113,7 +114,8 @@ def read_label_image(
         raise ImageError(
             f"{path}: a label image has one channel, this file has {pixels.shape[-1]}"
         )
-    labels = pixels.astype(np.int32)
+    with np.errstate(invalid="ignore"):  # The next line finds what cannot be cast.
+        labels = pixels.astype(np.int32)
     if (labels != pixels).any() or (labels < 0).any():
         raise ImageError(f"{path}: label values must be whole and from 0 to 2^31 - 1")
     return labels
@@ -135,7 +137,9 @@ def _read_pixels(path: pathlib.Path, max_pixels: int) -> np.ndarray:
     except Exception as error:
         raise ImageError(f"{path}: cannot be read as an image ({error})") from error
     if 0 in pixels.shape:
-        raise ImageError(f"{path}: the image has no pixels, its shape is {pixels.shape}")
+        raise ImageError(
+            f"{path}: the image has no pixels, its shape is {pixels.shape}"
+        )
     return pixels * np.uint8(255) if pixels.dtype == bool else pixels
 
 
@@ -150,21 +154,22 @@ def _read_tiff(path: pathlib.Path, max_pixels: int) -> np.ndarray:
     with tifffile.TiffFile(path) as tiff:
         if len(tiff.series) != 1:
             raise ImageError(f"{path}: holds {len(tiff.series)} images, not one")
-        series = tiff.series[0]
-        shape = tuple(n for n in series.shape if n != 1) or (1,)
-        planar = series.axes.startswith("S") and len(shape) == 3
-        if len(shape) > 3 or (len(shape) == 3 and "S" not in series.axes):
+        series, page = tiff.series[0], tiff.series[0].keyframe
+        sizes = zip(series.axes, series.shape, strict=True)
+        if any(size > 1 for axis, size in sizes if axis not in "SYX"):
             raise ImageError(
                 f"{path}: has the axes {series.axes} {series.shape}; one plane of gray "
                 "or RGB is wanted, so split the stack first"
             )
-        _check_size(path, int(np.prod(series.shape)), 4 * max_pixels)
-        if series.keyframe.photometric == tifffile.PHOTOMETRIC.PALETTE:
-            return _apply_colormap(series.asarray(), series.keyframe.colormap)
+        if page.photometric == tifffile.PHOTOMETRIC.SEPARATED:
+            raise ImageError(f"{path}: holds CMYK colours; save it as RGB first")
+        _check_size(path, page.imagewidth * page.imagelength, max_pixels)
         pixels = _squeeze_plane(series.asarray(), has_samples="S" in series.axes)
-        inverted = series.keyframe.photometric == tifffile.PHOTOMETRIC.MINISWHITE
-    pixels = np.moveaxis(pixels, 0, -1) if planar else pixels
-    return ~pixels if inverted else pixels
+    if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
+        return _apply_colormap(pixels, page.colormap)
+    if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+        return ~pixels
+    return np.moveaxis(pixels, 0, -1) if "SYX" in series.axes else pixels
 
 
 def _squeeze_plane(pixels: np.ndarray, *, has_samples: bool) -> np.ndarray:
@@ -180,12 +185,13 @@ def _apply_colormap(pixels: np.ndarray, colormap: np.ndarray) -> np.ndarray:
 
 def _read_with_pillow(path: pathlib.Path, max_pixels: int) -> np.ndarray:
     data = path.read_bytes()
-    with PIL.Image.open(io.BytesIO(data)) as image:
+    with PIL.Image.open(io.BytesIO(data), formats=_PILLOW_FORMATS) as image:
         _check_size(path, image.width * image.height, max_pixels)
         if image.format == "PNG" and data[_PNG_BIT_DEPTH] == 16:
             return _rotate_by_exif(imagecodecs.png_decode(data), image)
         if image.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
-            return np.asarray(PIL.ImageOps.exif_transpose(image).convert("RGB"))
+            # To RGBA, because a palette may hold transparency.
+            return np.asarray(PIL.ImageOps.exif_transpose(image).convert("RGBA"))
         return np.asarray(PIL.ImageOps.exif_transpose(image))
 
 
@@ -218,5 +224,5 @@ def _to_unit_range(pixels: np.ndarray) -> np.ndarray:
     if pixels.dtype.kind == "f" and finite.min() >= 0 and finite.max() <= 1:
         low, high = 0.0, 1.0
     scale = high - low if high > low else 1.0
-    unit = (np.nan_to_num(pixels.astype(np.float64), nan=low) - low) / scale
-    return np.clip(unit, 0.0, 1.0).astype(np.float32)
+    known = np.nan_to_num(pixels.astype(np.float64), nan=low, posinf=high, neginf=low)
+    return np.clip((known - low) / scale, 0.0, 1.0).astype(np.float32)

@@ -18,6 +18,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -116,9 +117,12 @@ def load_subsets(config: DataConfig) -> dict[str, list[Example]]:
 
 def _find_indexed(root: pathlib.Path, truth: str) -> list[Example]:
     with open(root / "index.csv", newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(file, restval=""))
     if not rows or "id" not in rows[0]:
         raise DatasetError(f"{root / 'index.csv'}: wanted is a column named id")
+    repeated = [id_ for id_, n in Counter(row["id"] for row in rows).items() if n > 1]
+    if repeated:
+        raise DatasetError(f"{root / 'index.csv'}: ids appear twice: {repeated[:5]}")
     files = _files_by_stem(root / "images")
     folder, kind = _choose_truth(root, truth)
     truths = _files_by_stem(folder)
@@ -228,6 +232,8 @@ def _split_by_lists(
     examples: Iterable[Example], paths: Sequence[str]
 ) -> dict[str, list[Example]]:
     """Splits by text files of ids, one a line, in the order train, val, test."""
+    if len(paths) > len(SUBSETS):
+        raise DatasetError(f"split names {len(paths)} files; at most 3 are wanted")
     by_id = {example.id: example for example in examples}
     subsets: dict[str, list[Example]] = {name: [] for name in SUBSETS}
     seen: dict[str, str] = {}

@@ -258,7 +258,7 @@ def _to_uint16(label_image: np.ndarray, name: str) -> np.ndarray:
     """
     if label_image.max(initial=0) > np.iinfo(np.uint16).max:
         ids, label_image = np.unique(label_image, return_inverse=True)
-        if len(ids) > np.iinfo(np.uint16).max:
-            raise images.ImageError(f"{name}: more than 65,535 nuclei; cut it in parts")
         label_image = label_image + int(ids[0] > 0)
+        if label_image.max() > np.iinfo(np.uint16).max:
+            raise images.ImageError(f"{name}: more than 65,535 nuclei; cut it in parts")
     return label_image.astype(np.uint16)

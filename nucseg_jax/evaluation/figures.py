@@ -92,9 +92,5 @@ def _show(axes: Axes, picture: np.ndarray, title: str) -> None:
 
 
 def _save(figure: Figure, path: str | os.PathLike) -> None:
-    """Writes the figure as a whole: to a temporary file that then takes the name."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=120)
-    os.replace(temporary, path)
+    with outputs.replacing(pathlib.Path(path)) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)

@@ -143,9 +143,10 @@ class ScoreHistogram(_Mergeable):
         if probs.shape != mask.shape:
             raise ValueError(f"probs {probs.shape} and mask {mask.shape}")
         xp = np if isinstance(probs, np.ndarray) else jnp
-        inside = xp.clip(probs, 1e-7, 1 - 1e-7).astype(np.float32)
-        logits = xp.log(inside) - xp.log1p(-inside)
-        bins = xp.floor((logits / (2 * _MAX_LOGIT) + 0.5) * NUM_BINS)
+        inside = xp.clip(probs.astype(np.float32), 1e-7, 1 - 1e-7)
+        # The quotient is below 1 exactly where the probability is below .5.
+        logits = xp.log(inside / (1 - inside))
+        bins = xp.floor(logits * (NUM_BINS / (2 * _MAX_LOGIT))) + NUM_BINS // 2
         bins = xp.clip(bins, 0, NUM_BINS - 1).astype(np.int32) + NUM_BINS * mask
         weights = xp.broadcast_to(_expand(valid, mask.ndim), mask.shape)
         counts = _count(bins.ravel(), weights.ravel())

@@ -47,5 +47,5 @@ def _class_lines(evaluation: Evaluation) -> list[str]:
 def best_median_worst(evaluation: Evaluation) -> dict[str, ImageScore]:
     """Picks three images by pixel IoU; fewer where there are fewer images."""
     ranked = evaluation.ranked()
-    places = {0: "best", len(ranked) - 1: "worst", len(ranked) // 2: "median"}
+    places = {len(ranked) // 2: "median", len(ranked) - 1: "worst", 0: "best"}
     return {places[place]: ranked[place] for place in sorted(places)}

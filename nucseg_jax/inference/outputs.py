@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 import PIL.Image
 import skimage.segmentation
 
 OUTLINE_COLOUR = (255, 214, 0)  # Yellow: seen on black, on gray and on purple stain.
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a temporary file to write, which takes the name `path` at the end.
+
+    Folders are created. After an error nothing is left behind, and a file that was
+    there before stays.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_png(path: pathlib.Path, pixels: np.ndarray) -> None:
@@ -19,13 +37,8 @@ def write_png(path: pathlib.Path, pixels: np.ndarray) -> None:
       OSError: If the disk is full or the folder cannot be written; no part of the
         file is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         PIL.Image.fromarray(pixels).save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def mask_picture(foreground: np.ndarray) -> np.ndarray:

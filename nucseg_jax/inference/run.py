@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -36,8 +37,8 @@ class Outcome:
 def find_jobs(source: str | os.PathLike) -> list[Job]:
     """Lists the images of a file or folder, subfolders included, in name order.
 
-    Results keep the image's name, with PNG as ending; where two images differ in
-    their ending alone, the ending becomes part of the name.
+    Results keep the image's name, with PNG as ending; where two results would share
+    a name, as of a.jpg and a.tif, the whole name stays: a.jpg.png and a.tif.png.
 
     Raises:
       images.ImageError: If there is no such file or folder, or no image in it.
@@ -48,7 +49,7 @@ def find_jobs(source: str | os.PathLike) -> list[Job]:
     if not root.is_dir():
         raise images.ImageError(f"{root}: no such file or folder")
     found = sorted(
-        pathlib.Path(folder) / name
+        pathlib.Path(folder, name).relative_to(root)
         for folder, _, names in os.walk(root)
         for name in names
         if images.is_image(pathlib.Path(name))
@@ -56,11 +57,8 @@ def find_jobs(source: str | os.PathLike) -> list[Job]:
     if not found:
         kinds = ", ".join(images.SUFFIXES)
         raise images.ImageError(f"{root}: holds no image ({kinds})")
-    stems = [path.relative_to(root).with_suffix("") for path in found]
-    return [
-        Job(path, _result_name(path.relative_to(root), clash=stems.count(stem) > 1))
-        for path, stem in zip(found, stems, strict=True)
-    ]
+    names = _name_results(found)
+    return [Job(root / path, name) for path, name in zip(found, names, strict=True)]
 
 
 def predict_files(
@@ -108,6 +106,9 @@ def _predict_file(
     return Outcome(job, num_nuclei=int(label_image.max(initial=0)))
 
 
-def _result_name(path: pathlib.Path, *, clash: bool) -> pathlib.Path:
-    name = path.name.replace(".", "_") if clash else path.stem
-    return path.with_name(f"{name}.png")
+def _name_results(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
+    """Names each result so that no two are the same."""
+    short = [path.with_suffix(".png") for path in paths]
+    whole = [path.with_name(f"{path.name}.png") for path in paths]
+    uses = collections.Counter(short + whole)
+    return [s if uses[s] == 1 else w for s, w in zip(short, whole, strict=True)]

@@ -44,7 +44,7 @@ def create_train_state(
     side = 2 ** (model.depth - 1)
     image = jnp.zeros((1, side, side, 3), jnp.float32)
     variables = jax.jit(model.init)(jax.random.key(seed), image)
-    return TrainState.create(
+    state = TrainState.create(
         apply_fn=model.apply,
         params=variables["params"],
         tx=tx,
@@ -52,3 +52,5 @@ def create_train_state(
         # A copy: the step is given the state's memory, each buffer once.
         ema=jax.tree.map(jnp.copy, dict(variables)) if ema_decay else None,
     )
+    # An array from the start, so that the first step is no other trace.
+    return state.replace(step=jnp.zeros([], jnp.int32))

@@ -1,0 +1,142 @@
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from nucseg_jax import checkpoints as ckpt
+from nucseg_jax.config import Config, InferenceConfig, ModelConfig, TrainConfig
+from nucseg_jax.training import losses
+from nucseg_jax.training.optim import create_optimizer
+from nucseg_jax.training.state import create_train_state
+from nucseg_jax.training.step import make_train_step
+from tests.helpers import TINY_FEATURES
+from tests.training.test_step import make_batch
+
+CONFIG = Config(
+    model=ModelConfig(features=TINY_FEATURES),
+    train=TrainConfig(decay="cosine", num_epochs=4, warmup_epochs=1, clip_norm=1.0),
+)
+
+
+@functools.cache
+def parts(config):
+    """One model and optimizer a config: other objects would be other traces."""
+    return ckpt.create_model(config), create_optimizer(config.train, 1)
+
+
+def create_state(config=CONFIG, seed=0):
+    return create_train_state(
+        *parts(config),
+        seed=seed,
+        ema_decay=config.train.ema_decay,
+    )
+
+
+@functools.cache
+def compile_step(ema_decay):
+    step = make_train_step(losses.average_supervision, ema_decay=ema_decay)
+    return jax.jit(step, donate_argnums=0)
+
+
+def train(state, steps, config=CONFIG):
+    step = compile_step(config.train.ema_decay)
+    for number in steps:
+        state, _ = step(state, make_batch(seed=10 * number))
+    return state
+
+
+def save(workdir, state, *, step, iou, config=CONFIG):
+    saved = ckpt.Checkpoints(workdir)
+    saved.save(
+        step, state, config=config, position={"epoch": step}, metrics={"iou": iou}
+    )
+    saved.close()
+
+
+def with_ema(decay):
+    return dataclasses.replace(
+        CONFIG, train=dataclasses.replace(CONFIG.train, ema_decay=decay)
+    )
+
+
+def steps_kept(workdir):
+    folder = workdir / "checkpoints"
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+
+
+def assert_same(first, second):
+    first, second = (jax.tree_util.tree_flatten_with_path(t)[0] for t in (first, second))
+    assert [key for key, _ in first] == [key for key, _ in second]
+    for (_, a), (_, b) in zip(first, second, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_four_steps_are_two_steps_stop_resume_two_steps(tmp_path, ema_decay):
+    config = with_ema(ema_decay)
+    unbroken = train(create_state(config), range(4), config)
+    save(tmp_path, train(create_state(config), range(2), config), step=2, iou=0.5)
+    restored = ckpt.Checkpoints(tmp_path).restore_latest(create_state(config, seed=9))
+    assert restored is not None
+    state, position = restored
+    assert position == {"epoch": 2}
+    assert_same(train(state, range(2, 4), config), unbroken)
+
+
+def test_latest_and_best_are_kept(tmp_path):
+    for step, iou in enumerate([0.1, 0.5, 0.3, 0.2, 0.05]):
+        save(tmp_path, {"a": np.full(2, step)}, step=step, iou=iou)
+    assert steps_kept(tmp_path) == [1, 4]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_metric_that_is_not_finite_is_never_the_best(tmp_path, bad):
+    for step, iou in enumerate([0.4, bad, 0.2]):
+        save(tmp_path, {"a": np.full(2, step)}, step=step, iou=iou)
+    assert steps_kept(tmp_path) == [0, 2]
+
+
+def test_nothing_saved_is_nothing_restored(tmp_path):
+    saved = ckpt.Checkpoints(tmp_path)
+    assert saved.restore_latest(create_state()) is None
+    assert saved.saved_config() is None
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_inference_needs_nothing_but_the_folder(tmp_path, ema_decay):
+    config = with_ema(ema_decay)
+    state = train(create_state(config), range(3), config)
+    config = ckpt.with_inference(config, InferenceConfig(threshold=0.375, fast_head=2))
+    variables = jax.device_get(state.variables)
+    save(tmp_path, state, step=3, iou=0.5, config=config)
+    model, restored, read = ckpt.restore_for_inference(tmp_path)
+    assert read == config
+    assert tuple(model.features) == TINY_FEATURES
+    assert_same(restored, variables)
+
+
+def test_best_or_latest_is_restored(tmp_path):
+    states = [train(create_state(), range(n)) for n in (1, 2)]
+    kernels = [np.asarray(s.params["head_1"]["kernel"]) for s in states]
+    for step, state in enumerate(states, start=1):
+        save(tmp_path, state, step=step, iou=1 / step)
+    for which, kernel in zip(("best", "latest"), kernels, strict=True):
+        _, variables, _ = ckpt.restore_for_inference(tmp_path, which=which)
+        np.testing.assert_array_equal(variables["params"]["head_1"]["kernel"], kernel)
+
+
+def test_another_network_is_refused_with_words(tmp_path):
+    save(tmp_path, create_state(), step=1, iou=0.5)
+    other = dataclasses.replace(CONFIG, model=ModelConfig(features=(2, 3, 5)))
+    with pytest.raises(ckpt.CheckpointError, match="does not fit"):
+        ckpt.Checkpoints(tmp_path).restore_latest(create_state(other))
+
+
+def test_an_empty_folder_is_refused_with_words(tmp_path):
+    with pytest.raises(ckpt.CheckpointError, match="holds no folder checkpoints/"):
+        ckpt.restore_for_inference(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ckpt.CheckpointError, match="no complete checkpoint"):
+        ckpt.restore_for_inference(tmp_path)

@@ -1,0 +1,39 @@
+from nucseg_jax.training.history import History, read_history
+
+
+def row(epoch, loss=0.5):
+    return {"epoch": epoch, "step": 10 * (epoch + 1), "train_loss": loss}
+
+
+def test_rows_come_back_from_the_file(tmp_path):
+    history = History(tmp_path)
+    for epoch in range(3):
+        history.append(row(epoch, loss=1 / 3 + epoch))
+    history.close()
+    rows = read_history(tmp_path / "history.csv")
+    assert [r["train_loss"] for r in rows] == [1 / 3, 4 / 3, 7 / 3]
+
+
+def test_resuming_drops_the_epochs_that_will_be_done_again(tmp_path):
+    history = History(tmp_path)
+    for epoch in range(4):
+        history.append(row(epoch))
+    history.close()
+    history = History(tmp_path, num_epochs_done=2)
+    history.append(row(2, loss=0.25))
+    history.close()
+    rows = read_history(tmp_path / "history.csv")
+    assert [r["epoch"] for r in rows] == [0, 1, 2]
+    assert rows[2]["train_loss"] == 0.25
+
+
+def test_tensorboard_events_hold_the_numbers(tmp_path):
+    history = History(tmp_path)
+    history.append(row(0, loss=0.125))
+    history.close()
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"train_loss" in events.read_bytes()
+
+
+def test_no_file_is_no_history(tmp_path):
+    assert read_history(tmp_path / "history.csv") == []

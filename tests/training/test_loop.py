@@ -1,0 +1,103 @@
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from nucseg_jax.config import InferenceConfig
+from nucseg_jax.training import losses
+from nucseg_jax.training.loop import (
+    EpochMetrics,
+    Validation,
+    choose_fast_head,
+    fit,
+    make_validate,
+)
+from nucseg_jax.training.step import make_eval_step, make_train_step
+from tests.helpers import random_variables
+from tests.training.test_step import MODEL, create_state, make_batch
+
+
+def test_epoch_metrics_do_not_depend_on_the_partition():
+    variables = random_variables(MODEL)
+    step = jax.jit(make_eval_step(MODEL, losses.average_supervision))
+    whole, parts = EpochMetrics(), EpochMetrics()
+    batch = make_batch(4)
+    whole.add(step(variables, batch).step)
+    for rows in (slice(0, 3), slice(3, 4)):
+        part = {name: value[rows] for name, value in batch.items()}
+        parts.add(step(variables, part).step)
+    for name in ("accuracy", "iou", "f1", "auc"):
+        assert whole.summarize()[name] == pytest.approx(parts.summarize()[name])
+
+
+def test_no_batch_is_an_error_not_a_nan():
+    with pytest.raises(ValueError, match="no batch"):
+        EpochMetrics().summarize()
+
+
+@pytest.mark.parametrize(
+    "ious, accurate, chosen",
+    [
+        ([0.80, 0.85, 0.90, 0.90], 0.90, 3),
+        ([0.896, 0.85, 0.90, 0.90], 0.90, 1),
+        ([0.80, 0.85, 0.83, 0.84], 0.90, 2),
+        ([0.95, 0.85, 0.83, 0.84], 0.90, 1),
+    ],
+)
+def test_fast_head_is_the_cheapest_that_is_good_enough(ious, accurate, chosen):
+    assert choose_fast_head(np.array(ious), accurate) == chosen
+
+
+def test_validation_measures_and_chooses():
+    validate = make_validate(
+        jax.jit(make_eval_step(MODEL, losses.average_supervision)),
+        [make_batch(seed=0), make_batch(seed=4, num_valid=2)],
+    )
+    result = validate(random_variables(MODEL))
+    assert set(result.metrics) == {"loss", "accuracy", "iou", "f1", "auc"}
+    assert result.inference.fast_head in (1, 2)
+    assert 0 < result.inference.threshold < 1
+
+
+def test_fit_takes_every_step_once_and_reports_every_epoch():
+    seen, rows = [], []
+    step = jax.jit(make_train_step(losses.average_supervision))
+
+    def batches():
+        for number in itertools.count():
+            seen.append(number)
+            yield make_batch()
+
+    def validate(variables):
+        return Validation({"loss": 0.5, "iou": 0.25}, InferenceConfig())
+
+    state = fit(
+        create_state(),
+        batches(),
+        step,
+        validate,
+        num_epochs=3,
+        steps_per_epoch=4,
+        end_epoch=lambda state, row, validation: rows.append(row),
+    )
+    assert int(state.step) == 12 and seen == list(range(12))
+    assert [row["epoch"] for row in rows] == [0, 1, 2]
+    assert [row["step"] for row in rows] == [4, 8, 12]
+    assert rows[2]["train_loss"] < rows[0]["train_loss"]
+    assert rows[0]["val_iou"] == 0.25
+
+
+def test_fit_begins_at_the_epoch_of_its_state():
+    rows = []
+    state = create_state().replace(step=np.int32(8))
+    fit(
+        state,
+        itertools.repeat(make_batch()),
+        jax.jit(make_train_step(losses.average_supervision)),
+        lambda variables: Validation({"iou": 0.0}, InferenceConfig()),
+        num_epochs=3,
+        steps_per_epoch=4,
+        end_epoch=lambda state, row, validation: rows.append(row["epoch"]),
+    )
+    assert rows == [2]
