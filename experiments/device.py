@@ -14,7 +14,9 @@ def describe_device() -> str:
     devices = jax.devices()
     kind = devices[0].device_kind
     if devices[0].platform == "cpu":
-        kind = f"CPU, {len(os.sched_getaffinity(0))} cores" if _has_affinity() else "CPU"
+        kind = (
+            f"CPU, {len(os.sched_getaffinity(0))} cores" if _has_affinity() else "CPU"
+        )
     line = f"device: {len(devices)} x {kind} (jax {jax.__version__})"
     return f"{line}\nWARNING: {idle_gpu()}" if idle_gpu() else line
 

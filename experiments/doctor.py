@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import platform
-import sys
 
 from experiments import flags as shared
 

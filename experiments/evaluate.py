@@ -16,26 +16,21 @@ from absl import flags
 
 from experiments import flags as shared
 
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Folder of a trained run.", required=True
-)
+_CHECKPOINT = shared.checkpoint()
 _SUBSET = flags.DEFINE_enum(
     "subset", "val", ["train", "val", "test"], "Part of the data to score."
 )
-_OUTPUT = flags.DEFINE_string("output", "", "Folder for the results.")
-_MODE = flags.DEFINE_enum(
-    "mode", "accurate", ["accurate", "fast"], "All heads, or the one chosen head."
-)
-_THRESHOLD = flags.DEFINE_string(
-    "threshold",
-    "0.5",
-    "Least probability of a nucleus; 'tuned' = the one of highest IoU on val.",
+_OUTPUT = shared.output("Folder for the results.", required=False)
+_MODE = shared.mode()
+_THRESHOLD = shared.threshold(
+    "Least probability of a nucleus; evaluation also takes 'tuned', for the one of "
+    "highest pixel IoU on val."
 )
 _SCORE_SIZE = flags.DEFINE_integer(
     "score_size", 0, "Score at this square size, pixels; 0 = at each image's own."
 )
 _DATA_SETTINGS = ["data_dir", "truth", "split", "val_fraction", "split_seed"]
-shared.define_settings("data")
+shared.define_settings("data", only=_DATA_SETTINGS)
 
 
 def main() -> None:
@@ -67,7 +62,7 @@ def main() -> None:
             segmenter, progress("val"), score_size=_SCORE_SIZE.value
         )
     else:
-        threshold = parse_threshold(_THRESHOLD.value)
+        threshold = shared.parse_threshold(_THRESHOLD.value)
     evaluation = evaluate(
         segmenter,
         progress(_SUBSET.value),
@@ -84,8 +79,7 @@ def main() -> None:
         "score_size": _SCORE_SIZE.value,
     }
     output = pathlib.Path(
-        _OUTPUT.value
-        or pathlib.Path(_CHECKPOINT.value) / f"evaluation_{_SUBSET.value}"
+        _OUTPUT.value or pathlib.Path(_CHECKPOINT.value) / f"evaluation_{_SUBSET.value}"
     )
     output.mkdir(parents=True, exist_ok=True)
     metrics = json.dumps({"protocol": protocol} | evaluation.to_dict(), indent=2)
@@ -93,21 +87,6 @@ def main() -> None:
     draw_examples(segmenter, evaluation, output / "predictions.png")
     print(f"\n{_SUBSET.value} of {data.data_dir}\n{format_table(evaluation)}")
     print(f"\nwritten: {output / 'metrics.json'}, {output / 'predictions.png'}")
-
-
-def parse_threshold(text: str) -> float:
-    """Reads a probability.
-
-    Raises:
-      ValueError: If the text is no number between 0 and 1.
-    """
-    try:
-        threshold = float(text)
-    except ValueError:
-        threshold = -1.0
-    if not 0 < threshold < 1:
-        raise ValueError(f"threshold is {text!r}; give a number in (0, 1), or 'tuned'")
-    return threshold
 
 
 def draw_examples(segmenter, evaluation, path: pathlib.Path) -> None:

@@ -1,7 +1,8 @@
 """Command-line flags shared by the programs, and the config that they make.
 
 Every setting of `nucseg_jax.config` is a flag of the same name, with its default and
-its meaning taken from there.
+its meaning taken from there. A flag belongs to the program that asks for it here: it
+stands in that program's --help. Several programs may ask for the same one.
 """
 
 from __future__ import annotations
@@ -10,22 +11,73 @@ import dataclasses
 import os
 import pathlib
 import sys
+from collections.abc import Callable, Sequence
 from typing import Any, get_args, get_origin, get_type_hints
 
 from absl import app, flags, logging
 
 from nucseg_jax.config import Config, ConfigError, DataConfig, ModelConfig, TrainConfig
 
+flags.disclaim_key_flags()  # Flags defined here show in the help of who asked.
+
 SAMPLE_DATA = pathlib.Path(__file__).parent / "sample_data"
+_DEFINE = {
+    str: flags.DEFINE_string,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+}
 _SECTIONS = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig}
 
 
-def define_settings(*names: str) -> None:
-    """Defines a flag for every setting of the named sections of the config."""
-    for name in names:
-        hints = get_type_hints(_SECTIONS[name])
-        for field in dataclasses.fields(_SECTIONS[name]):
-            _define(field, hints[field.name])
+def checkpoint() -> flags.FlagHolder:
+    """Asks for the flag --checkpoint, which must be given."""
+    meaning = "Folder of a trained run."
+    return _once(flags.DEFINE_string, "checkpoint", None, meaning, required=True)
+
+
+def source(meaning: str) -> flags.FlagHolder:
+    """Asks for the flag --input, which must be given."""
+    return _once(flags.DEFINE_string, "input", None, meaning, required=True)
+
+
+def output(meaning: str, *, required: bool = True) -> flags.FlagHolder:
+    """Asks for the flag --output."""
+    return _once(flags.DEFINE_string, "output", None, meaning, required=required)
+
+
+def mode() -> flags.FlagHolder:
+    """Asks for the flag --mode."""
+    meaning = "Average of all heads, or the one head that validation chose."
+    return _once(flags.DEFINE_enum, "mode", "accurate", ["accurate", "fast"], meaning)
+
+
+def threshold(meaning: str) -> flags.FlagHolder:
+    """Asks for the flag --threshold."""
+    return _once(flags.DEFINE_string, "threshold", "0.5", meaning)
+
+
+def parse_threshold(text: str) -> float:
+    """Reads a probability.
+
+    Raises:
+      ValueError: If the text is no number between 0 and 1.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1:
+        raise ValueError(f"threshold is {text!r}; give a number between 0 and 1")
+    return value
+
+
+def define_settings(*sections: str, only: Sequence[str] = ()) -> None:
+    """Asks for the settings of the named sections of the config, or some of them."""
+    for section in sections:
+        hints = get_type_hints(_SECTIONS[section])
+        for field in dataclasses.fields(_SECTIONS[section]):
+            if not only or field.name in only:
+                _define(field, hints[field.name])
 
 
 def config_from_flags() -> Config:
@@ -75,20 +127,23 @@ def run(main: Any) -> None:
     app.run(guarded)
 
 
+def _once(define: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Any:
+    """Defines a flag, or shares it with the program that asked for it before."""
+    if name in flags.FLAGS:
+        flags.declare_key_flag(name)
+        return flags.FlagHolder(flags.FLAGS, flags.FLAGS[name])
+    return define(name, *args, **kwargs)
+
+
 def _define(field: dataclasses.Field, hint: Any) -> None:
     name, default, meaning = field.name, field.default, field.metadata["help"]
     if get_origin(hint) is tuple:
         text = ",".join(str(value) for value in default)  # type: ignore[union-attr]
-        flags.DEFINE_list(name, text, meaning)
+        _once(flags.DEFINE_list, name, text, meaning)
     elif get_args(hint):
-        flags.DEFINE_enum(name, default, list(get_args(hint)), meaning)
+        _once(flags.DEFINE_enum, name, default, list(get_args(hint)), meaning)
     else:
-        define = {
-            str: flags.DEFINE_string,
-            int: flags.DEFINE_integer,
-            float: flags.DEFINE_float,
-        }[hint]
-        define(name, default, meaning)
+        _once(_DEFINE[hint], name, default, meaning)
 
 
 def _value(name: str) -> Any:
@@ -107,4 +162,6 @@ def _parse_list(name: str, values: list[str], kind: type) -> tuple:
         return tuple(kind(value) for value in values)
     except ValueError:
         text = ",".join(values)
-        raise ConfigError(f"{name} is {text!r}; give {kind.__name__}s and commas") from None
+        raise ConfigError(
+            f"{name} is {text!r}; give {kind.__name__}s and commas"
+        ) from None

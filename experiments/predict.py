@@ -10,23 +10,13 @@ from __future__ import annotations
 
 import sys
 
-from absl import flags
-
 from experiments import flags as shared
 
-_CHECKPOINT = flags.DEFINE_string(
-    "checkpoint", None, "Folder of a trained run.", required=True
-)
-_INPUT = flags.DEFINE_string(
-    "input", None, "Image, or folder searched with its subfolders.", required=True
-)
-_OUTPUT = flags.DEFINE_string("output", None, "Folder for the results.", required=True)
-_MODE = flags.DEFINE_enum(
-    "mode", "accurate", ["accurate", "fast"], "All heads, or the one chosen head."
-)
-_THRESHOLD = flags.DEFINE_float(
-    "threshold", 0.5, "Least probability of a nucleus.", 0.0, 1.0
-)
+_CHECKPOINT = shared.checkpoint()
+_INPUT = shared.source("Image, or folder searched with its subfolders.")
+_OUTPUT = shared.output("Folder for the results.")
+_MODE = shared.mode()
+_THRESHOLD = shared.threshold("Least probability of a nucleus.")
 
 
 def main() -> int:
@@ -37,16 +27,15 @@ def main() -> int:
     from nucseg_jax.inference.run import find_jobs, predict_files
     from nucseg_jax.inference.segmenter import load_segmenter
 
+    threshold = shared.parse_threshold(_THRESHOLD.value)
     jobs = find_jobs(_INPUT.value)
-    segmenter = load_segmenter(
-        _CHECKPOINT.value, mode=_MODE.value, threshold=_THRESHOLD.value
-    )
+    segmenter = load_segmenter(_CHECKPOINT.value, mode=_MODE.value, threshold=threshold)
     print(describe_device())
     outcomes = predict_files(
         tqdm.tqdm(jobs, desc="predicting", unit="image"),
         segmenter.predict,
         _OUTPUT.value,
-        threshold=_THRESHOLD.value,
+        threshold=threshold,
     )
     failed = [outcome for outcome in outcomes if outcome.error]
     done = len(outcomes) - len(failed)

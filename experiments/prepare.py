@@ -17,12 +17,10 @@ import tempfile
 import zipfile
 import zlib
 
-from absl import flags
-
 from experiments import flags as shared
 
-_INPUT = flags.DEFINE_string("input", None, "Folder or zip file.", required=True)
-_OUTPUT = flags.DEFINE_string("output", None, "Folder to create.", required=True)
+_INPUT = shared.source("Folder or zip file.")
+_OUTPUT = shared.output("Folder to create.")
 
 _MAX_UNPACKED_BYTES = 20 << 30  # The whole of stage 1 unpacks to less than 1 GiB.
 

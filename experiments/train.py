@@ -1,6 +1,6 @@
 """Trains a UNet++ on a folder of images.
 
-    python -m experiments.train --flagfile=experiments/flagfiles/demo.flags \
+    python -m experiments.train --flagfile=experiments/flagfiles/demo.flags \\
         --workdir=runs/demo
 
 Started again with the same --workdir, it goes on where the last checkpoint stands.

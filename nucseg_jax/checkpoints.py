@@ -10,7 +10,7 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -105,10 +105,8 @@ class Checkpoints:
                 position=ocp.args.JsonRestore(),
             ),
         )
-        return (
-            serialization.from_state_dict(state, restored["state"]),
-            restored["position"],
-        )
+        restored_state = serialization.from_state_dict(state, restored["state"])
+        return cast(_State, restored_state), restored["position"]
 
     def saved_config(self) -> Config | None:
         """Returns the config stored with the last step; None if there is none."""
@@ -139,7 +137,9 @@ def restore_for_inference(
     """
     folder = pathlib.Path(directory).absolute() / _FOLDER
     if not folder.is_dir():
-        raise CheckpointError(f"{directory}: holds no folder {_FOLDER}/ of a trained run")
+        raise CheckpointError(
+            f"{directory}: holds no folder {_FOLDER}/ of a trained run"
+        )
     options = ocp.CheckpointManagerOptions(best_fn=_best_metric, read_only=True)
     with ocp.CheckpointManager(folder, options=options) as manager:
         step = manager.best_step() if which == "best" else manager.latest_step()
@@ -199,8 +199,10 @@ def _check_fits(path: pathlib.Path, wanted: Any, *, partial: bool = False) -> No
 
     Orbax itself may cut or pad an array of another shape without a word.
     """
-    saved = ocp.PyTreeCheckpointer().metadata(path).item_metadata.tree
-    want, have = _shapes(wanted), _shapes(saved)
+    saved = ocp.PyTreeCheckpointer().metadata(path).item_metadata
+    if saved is None:
+        raise CheckpointError(f"{path}: is damaged, its list of arrays is missing")
+    want, have = _shapes(wanted), _shapes(saved.tree)
     differing = [name for name, shape in want.items() if have.get(name) != shape]
     if not partial:
         differing += [name for name in have if name not in want]

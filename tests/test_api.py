@@ -38,7 +38,9 @@ def test_arguments_are_typed_and_random_keys_are_called_key(name):
     for item, value in public(importlib.import_module(name)):
         if inspect.isfunction(value):
             for parameter in inspect.signature(value).parameters.values():
-                assert parameter.annotation is not parameter.empty, f"{item} {parameter}"
+                assert parameter.annotation is not parameter.empty, (
+                    f"{item} {parameter}"
+                )
                 assert parameter.name not in ("rng_key", "prng", "rngs")
 
 

@@ -67,7 +67,9 @@ def steps_kept(workdir):
 
 
 def assert_same(first, second):
-    first, second = (jax.tree_util.tree_flatten_with_path(t)[0] for t in (first, second))
+    first, second = (
+        jax.tree_util.tree_flatten_with_path(t)[0] for t in (first, second)
+    )
     assert [key for key, _ in first] == [key for key, _ in second]
     for (_, a), (_, b) in zip(first, second, strict=True):
         np.testing.assert_array_equal(a, b)

@@ -51,9 +51,9 @@ def test_library_imports_go_one_way(path):
         if name.startswith("nucseg_jax."):
             target = name.removeprefix("nucseg_jax.")
             allowed = [part, *ALLOWED[part]]
-            assert any(
-                target == a or target.startswith(a + ".") for a in allowed
-            ), f"{part} must not import {target}"
+            assert any(target == a or target.startswith(a + ".") for a in allowed), (
+                f"{part} must not import {target}"
+            )
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(LIBRARY)))
@@ -63,7 +63,9 @@ def test_library_knows_no_programs_and_prints_nothing(path):
     # grain asks absl whether flags were parsed; nothing else may know of flags.
     if path.name != "pipeline.py":
         assert not any(name.startswith("absl") for name in names)
-    calls = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)]
+    calls = [
+        n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.Call)
+    ]
     assert not any(getattr(call.func, "id", "") == "print" for call in calls)
 
 

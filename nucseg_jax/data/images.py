@@ -122,7 +122,7 @@ def read_label_image(
 
 
 def _read_pixels(path: pathlib.Path, max_pixels: int) -> np.ndarray:
-    """Decodes a file to [H, W] or [H, W, C] of its own dtype; 1 bit becomes 0 and 255."""
+    """Decodes to [H, W] or [H, W, C] of the file's dtype; 1 bit becomes 0 and 255."""
     if not path.is_file():
         raise ImageError(f"{path}: no such file")
     if path.stat().st_size == 0:
@@ -165,8 +165,8 @@ def _read_tiff(path: pathlib.Path, max_pixels: int) -> np.ndarray:
             raise ImageError(f"{path}: holds CMYK colours; save it as RGB first")
         _check_size(path, page.imagewidth * page.imagelength, max_pixels)
         pixels = _squeeze_plane(series.asarray(), has_samples="S" in series.axes)
-    if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
-        return _apply_colormap(pixels, page.colormap)
+        if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
+            return _apply_colormap(pixels, page.colormap)
     if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
         return ~pixels
     return np.moveaxis(pixels, 0, -1) if "SYX" in series.axes else pixels

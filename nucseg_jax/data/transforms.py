@@ -16,28 +16,29 @@ from nucseg_jax.config import ConfigError
 
 # Without this, importing albumentations asks a server for its newest version.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-import albumentations as A  # noqa: E402
+import albumentations as A
 
 # A recipe is a row of steps; a step is the name of a transform, or several of which
 # one is drawn, and the probability that it is applied.
 Recipe = tuple[tuple[str | tuple[str, ...], float], ...]
+Transform = A.BasicTransform | A.BaseCompose
 
 # The ranges are the defaults of albumentations in 2020, written out: later releases
 # changed some. GaussNoise drew a variance of 10 to 50 for values of 0 to 255.
 _NOISE_STD = (10**0.5 / 255, 50**0.5 / 255)
 
 
-def _flip(p: float) -> A.BasicTransform:
+def _flip(p: float) -> Transform:
     """Mirrors one axis or both, as the Flip that albumentations had in 2020."""
     both = A.Sequential([A.HorizontalFlip(p=1), A.VerticalFlip(p=1)], p=1)
     return A.OneOf([A.HorizontalFlip(p=1), A.VerticalFlip(p=1), both], p=p)
 
 
-def _rotate(p: float) -> A.BasicTransform:
+def _rotate(p: float) -> Transform:
     return A.Rotate(limit=(-360, 360), border_mode=cv2.BORDER_REFLECT_101, p=p)
 
 
-TRANSFORMS: Mapping[str, Callable[[float], A.BasicTransform]] = {
+TRANSFORMS: Mapping[str, Callable[[float], Transform]] = {
     "CLAHE": lambda p: A.CLAHE(clip_limit=(1, 4), tile_grid_size=(8, 8), p=p),
     "Rotate": _rotate,
     "Flip": _flip,
@@ -89,8 +90,8 @@ def create_augmentation(recipe: str, *, crop: int = 0) -> A.Compose:
         raise ConfigError(
             f"augmentation is {recipe!r}; choose one of {', '.join(RECIPES)}"
         )
-    steps = [_create_step(name, p) for name, p in RECIPES[recipe]]
-    return A.Compose(([_create_crop(crop)] if crop else []) + steps)
+    steps = [_create_crop(crop)] if crop else []
+    return A.Compose(steps + [_create_step(name, p) for name, p in RECIPES[recipe]])
 
 
 def augment(
@@ -112,13 +113,13 @@ def augment(
     return result["image"], result["mask"]
 
 
-def _create_step(name: str | tuple[str, ...], p: float) -> A.BasicTransform:
+def _create_step(name: str | tuple[str, ...], p: float) -> Transform:
     if isinstance(name, str):
         return TRANSFORMS[name](p)
     return A.OneOf([TRANSFORMS[choice](1.0) for choice in name], p=p)
 
 
-def _create_crop(side: int) -> A.BasicTransform:
+def _create_crop(side: int) -> Transform:
     return A.RandomCrop(
         height=side,
         width=side,

@@ -36,7 +36,9 @@ def draw_curves(rows: Sequence[Mapping[str, float]], path: str | os.PathLike) ->
     ):
         train = [row[f"train_{name}"] for row in rows]
         val = [row[f"val_{name}"] for row in rows]
-        axes.plot(epochs, train, color=_TRAIN_COLOUR, marker="o", ms=3, label="training")
+        axes.plot(
+            epochs, train, color=_TRAIN_COLOUR, marker="o", ms=3, label="training"
+        )
         axes.plot(epochs, val, color=_VAL_COLOUR, marker="o", ms=3, label="validation")
         axes.set(title=title, xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -59,7 +61,9 @@ def draw_predictions(
     """
     figure = Figure(figsize=(12, 3.2 * len(panels) + 0.4), layout="constrained")
     grid = figure.subplots(len(panels), 4, squeeze=False)
-    for row, (title, (image, mask, foreground)) in zip(grid, panels.items(), strict=True):
+    for row, (title, (image, mask, foreground)) in zip(
+        grid, panels.items(), strict=True
+    ):
         _show(row[0], outputs.stretch_contrast(image), "image")
         _show(row[1], mask, "truth")
         _show(row[2], foreground, "prediction")
@@ -77,7 +81,10 @@ def draw_errors(
 ) -> np.ndarray:
     """Tints the pixels that are wrong and outlines the prediction; uint8 [H, W, 3]."""
     picture = outputs.stretch_contrast(image) * 255
-    errors = {"false positive": foreground & ~mask, "false negative": mask & ~foreground}
+    errors = {
+        "false positive": foreground & ~mask,
+        "false negative": mask & ~foreground,
+    }
     for name, pixels in errors.items():
         picture[pixels] = 0.35 * picture[pixels] + 0.65 * np.array(_ERROR_COLOURS[name])
     outlines = skimage.segmentation.find_boundaries(foreground, mode="inner")

@@ -16,4 +16,5 @@ def label_nuclei(probs: np.ndarray, *, threshold: float = 0.5) -> np.ndarray:
     Returns:
       int32 [H, W], 0 = background, 1..n = nuclei. Pixels connect by their edges.
     """
-    return skimage.measure.label(probs >= threshold, connectivity=1).astype(np.int32)
+    labels = skimage.measure.label(probs >= threshold, connectivity=1)
+    return np.asarray(labels, np.int32)

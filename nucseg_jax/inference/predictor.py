@@ -12,6 +12,7 @@ from nucseg_jax.network.unet_plus_plus import (
     UNetPlusPlus,
     Variables,
     combine_heads,
+    infer,
     prune,
 )
 
@@ -53,7 +54,7 @@ def make_predict_fn(
     def predict(images: Array) -> Array:
         height, width = images.shape[1:3]
         padded = _pad_to_multiple(images, multiple)
-        head_logits = model.apply(variables, padded, train=False)
+        head_logits = infer(model, variables, padded)
         probs = jax.nn.sigmoid(combine_heads(head_logits))
         return probs[:, :height, :width]
 

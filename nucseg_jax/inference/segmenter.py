@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -40,7 +41,7 @@ class Segmenter:
 
     def __init__(
         self,
-        predict_fn: Callable[[jax.Array], jax.Array],
+        predict_fn: Callable[[Any], jax.Array],
         config: DataConfig,
         *,
         threshold: float = 0.5,
@@ -80,14 +81,16 @@ class Segmenter:
             clahe_clip_limit=self._config.clahe_clip_limit,
             side=self._config.size if resizes else 0,
         )
-        probs = self._predict_padded(preprocessing.to_float(image_u8))
+        # Squares of one size share a shape as they are.
+        step = 1 if resizes else _SIZE_STEP
+        probs = self._predict_padded(preprocessing.to_float(image_u8), step)
         resized = preprocessing.resize(probs, size or image.shape[:2])
         # OpenCV drops a last axis of length one.
         return resized.reshape(*resized.shape[:2], probs.shape[-1])
 
-    def _predict_padded(self, image: np.ndarray) -> np.ndarray:
+    def _predict_padded(self, image: np.ndarray, step: int) -> np.ndarray:
         height, width = image.shape[:2]
-        padding = [(0, -n % _SIZE_STEP) for n in (height, width)]
+        padding = [(0, -n % step) for n in (height, width)]
         padded = np.pad(image, [*padding, (0, 0)], mode="symmetric")
         probs = np.asarray(self._predict_fn(padded[None]))[0]
         return probs[:height, :width]

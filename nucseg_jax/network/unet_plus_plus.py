@@ -14,7 +14,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -83,7 +83,9 @@ class UNetPlusPlus(nn.Module):
         heads = tuple(self.heads or range(1, self.depth))
         x: dict[tuple[int, int], Array] = {}
         for i in range(max(heads) + 1):
-            below = image if i == 0 else nn.max_pool(x[i - 1, 0], (2, 2), strides=(2, 2))
+            below = (
+                image if i == 0 else nn.max_pool(x[i - 1, 0], (2, 2), strides=(2, 2))
+            )
             x[i, 0] = self._node(i, 0)(below, train=train)
         for j in range(1, max(heads) + 1):
             for i in range(max(heads) + 1 - j):
@@ -121,6 +123,11 @@ class UNetPlusPlus(nn.Module):
             kernel_init=nn.initializers.glorot_uniform(),
             name=f"head_{j}",
         )
+
+
+def infer(model: UNetPlusPlus, variables: Variables, image: Array) -> Array:
+    """Returns head logits [L, B, H, W, T], normalised by the running statistics."""
+    return cast(Array, model.apply(variables, image, train=False))
 
 
 def combine_heads(head_logits: Array) -> Array:
@@ -170,7 +177,9 @@ def prune(
         collection: {name: leaf for name, leaf in modules.items() if name in kept}
         for collection, modules in variables.items()
     }
-    return model.clone(features=tuple(model.features[: head + 1]), heads=(head,)), pruned
+    return model.clone(
+        features=tuple(model.features[: head + 1]), heads=(head,)
+    ), pruned
 
 
 def check_image(image: Array, depth: int) -> None:

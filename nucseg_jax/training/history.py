@@ -22,7 +22,9 @@ class History:
     def __init__(self, workdir: str | pathlib.Path, *, num_epochs_done: int = 0):
         """Opens the record; rows of epochs that will be done again are dropped."""
         self._path = pathlib.Path(workdir) / "history.csv"
-        self.rows = [r for r in read_history(self._path) if r["epoch"] < num_epochs_done]
+        self.rows = [
+            r for r in read_history(self._path) if r["epoch"] < num_epochs_done
+        ]
         self._events = tensorboardX.SummaryWriter(
             str(pathlib.Path(workdir) / "tensorboard")
         )

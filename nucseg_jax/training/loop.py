@@ -1,4 +1,4 @@
-"""The host loop: fit, and the epoch of training and of validation that it is made of."""
+"""The host loop: fit, and the epochs of training and validation it is made of."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def scale_by_amsgrad(
 
         return AmsgradState(jnp.zeros([], jnp.int32), zeros(), zeros(), zeros())
 
-    def update(updates, state: AmsgradState, params=None):
+    def update(updates, state, params=None):
         del params
         count = state.count + 1
         mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mean, updates)

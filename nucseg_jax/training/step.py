@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from nucseg_jax.evaluation.pixel_metrics import PixelCounts, ScoreHistogram
-from nucseg_jax.network.unet_plus_plus import UNetPlusPlus, combine_heads
+from nucseg_jax.network.unet_plus_plus import UNetPlusPlus, combine_heads, infer
 from nucseg_jax.training.losses import Loss
 from nucseg_jax.training.state import TrainState, Variables
 
@@ -83,9 +83,9 @@ def make_eval_step(
     """Makes `eval_step(variables, batch) -> metrics`; padded rows do not count."""
 
     def eval_step(variables: Variables, batch: Batch) -> EvalMetrics:
-        head_logits = model.apply(variables, batch["image"], train=False)
+        head_logits = infer(model, variables, batch["image"])
         value = loss(head_logits, batch["mask"], valid=batch["valid"])
-        count_heads = jax.vmap(PixelCounts.from_batch, in_axes=(0, None, None))
+        count_heads: Any = jax.vmap(PixelCounts.from_batch, in_axes=(0, None, None))
         heads = count_heads(
             head_logits[..., 0] >= 0, _foreground(batch), batch["valid"]
         )
@@ -102,8 +102,8 @@ def _average(state: TrainState, decay: float) -> Any:
     if state.ema is None:
         return None
     now = {"params": state.params, "batch_stats": state.batch_stats}
-    decay = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
-    return optax.incremental_update(now, state.ema, step_size=1 - decay)
+    step_size = 1 - jnp.minimum(decay, (1 + state.step) / (10 + state.step))
+    return optax.incremental_update(now, state.ema, step_size=step_size)
 
 
 def _measure(value: Array, head_logits: Array, batch: Batch) -> StepMetrics:
@@ -112,9 +112,7 @@ def _measure(value: Array, head_logits: Array, batch: Batch) -> StepMetrics:
     return StepMetrics(
         loss=value,
         counts=PixelCounts.from_batch(logits >= 0, foreground, valid),
-        histogram=ScoreHistogram.from_batch(
-            jax.nn.sigmoid(logits), foreground, valid
-        ),
+        histogram=ScoreHistogram.from_batch(jax.nn.sigmoid(logits), foreground, valid),
     )
 
 

@@ -149,9 +149,7 @@ def test_only_existing_heads_can_be_kept():
             prune(model, random_variables(model), head)
 
 
-@pytest.mark.parametrize(
-    "shape", [(8, 8, 3), (1, 8, 8, 1), (1, 6, 8, 3), (1, 8, 9, 3)]
-)
+@pytest.mark.parametrize("shape", [(8, 8, 3), (1, 8, 8, 1), (1, 6, 8, 3), (1, 8, 9, 3)])
 def test_images_that_do_not_fit_are_refused(shape):
     model = UNetPlusPlus(TINY_FEATURES)
     with pytest.raises(ValueError, match="image is"):

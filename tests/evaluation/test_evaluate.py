@@ -1,0 +1,187 @@
+"""The loop over a data set, with a network whose answers are known."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from nucseg_jax.config import DataConfig
+from nucseg_jax.data.images import ImageError
+from nucseg_jax.evaluation.evaluate import (
+    METRICS,
+    Evaluation,
+    evaluate,
+    predict_example,
+    tune_threshold,
+)
+from nucseg_jax.inference.segmenter import Segmenter
+
+# Truth and prediction overlap in half of each: tp = fp = fn = tn = 4.
+HALF_TRUTH = np.repeat([[1, 1, 0, 0]], 4, axis=0)
+HALF_FOUND = np.repeat([[0, 255, 255, 0]], 4, axis=0)
+EMPTY = np.zeros((2, 8))
+PIXEL = np.pad([[1]], 1)
+
+
+@pytest.fixture
+def examples(make_example):
+    return [
+        make_example("empty", EMPTY, EMPTY),
+        make_example("half", HALF_FOUND, HALF_TRUTH),
+        make_example("pixel", 255 * PIXEL, PIXEL),
+    ]
+
+
+@pytest.fixture
+def evaluation(segmenter, examples):
+    return evaluate(segmenter, examples, threshold=0.5)
+
+
+def test_pooled_metrics_sum_the_pixels_first(evaluation):
+    tp, fp, fn, tn = 0 + 4 + 1, 0 + 4 + 0, 0 + 4 + 0, 16 + 4 + 8
+    pooled = evaluation.pooled()
+    assert pooled["support"] == tp + fn
+    assert pooled["iou"] == pytest.approx(tp / (tp + fp + fn))
+    assert pooled["f1"] == pooled["dice"] == pytest.approx(10 / 18)
+    assert pooled["precision"] == pytest.approx(tp / (tp + fp))
+    assert pooled["recall"] == pytest.approx(tp / (tp + fn))
+    assert pooled["specificity"] == pytest.approx(tn / (tn + fp))
+    assert pooled["accuracy"] == pytest.approx((tp + tn) / 41)
+    assert pooled["hard_mask_auc"] == pytest.approx((5 / 9 + 28 / 32) / 2)
+    # Probabilities of 0 and 1 alone: both kinds of AUC agree.
+    assert pooled["auc"] == pytest.approx(pooled["hard_mask_auc"])
+
+
+def test_per_image_mean_gives_each_image_the_same_weight(evaluation):
+    mean = evaluation.per_image_mean()
+    assert mean["iou"] == pytest.approx((1 + 1 / 3 + 1) / 3)
+    assert mean["dice"] == mean["f1"] == pytest.approx((1 + 1 / 2 + 1) / 3)
+    assert mean["specificity"] == pytest.approx((1 + 1 / 2 + 1) / 3)
+    # The empty image has no AUC and takes no part in its mean.
+    assert mean["auc"] == pytest.approx((1 / 2 + 1) / 2)
+
+
+def test_an_image_with_no_nuclei_and_none_found_scores_1(evaluation):
+    counts = evaluation.scores[0].counts
+    assert [getattr(counts, name) for name in METRICS] == [1] * len(METRICS)
+
+
+def test_scores_keep_the_order_of_the_examples(evaluation, examples):
+    assert [score.example for score in evaluation.scores] == examples
+
+
+def test_ranked_goes_from_best_to_worst(segmenter, make_example):
+    found = {
+        "b": [255, 0, 0],
+        "c": [255, 255, 255],
+        "a": [0, 0, 255],
+        "d": [255, 255, 0],
+    }
+    examples = [make_example(name, [row], [[1, 1, 1]]) for name, row in found.items()]
+    ranked = evaluate(segmenter, examples, threshold=0.5).ranked()
+    assert [score.example.id for score in ranked] == ["c", "d", "b", "a"]
+
+
+def test_to_dict_holds_all_numbers_and_is_strict_json(evaluation):
+    numbers = json.loads(json.dumps(evaluation.to_dict(), allow_nan=False))
+    assert numbers["threshold"] == 0.5
+    assert numbers["num_images"] == 3
+    assert numbers["pooled"] == pytest.approx(evaluation.pooled())
+    assert numbers["per_image_mean"] == pytest.approx(evaluation.per_image_mean())
+    assert list(numbers["images"]) == ["empty", "half", "pixel"]
+    assert numbers["images"]["half"]["iou"] == pytest.approx(1 / 3)
+    assert set(numbers["images"]["half"]) == set(METRICS)
+
+
+def test_what_is_undefined_is_none(segmenter, make_example):
+    evaluation = evaluate(segmenter, [make_example("e", EMPTY, EMPTY)], threshold=0.5)
+    numbers = json.loads(json.dumps(evaluation.to_dict(), allow_nan=False))
+    assert numbers["pooled"]["auc"] is None
+    assert numbers["per_image_mean"]["auc"] is None
+    assert numbers["pooled"]["iou"] == 1
+
+
+def test_the_threshold_itself_is_foreground(segmenter, make_example):
+    example = make_example("a", [[127, 128, 129, 0]], [[1, 1, 1, 0]])
+    for threshold, found in ((127 / 255, 3), (128 / 255, 2), (0.504, 1), (0.51, 0)):
+        evaluation = evaluate(segmenter, [example], threshold=threshold)
+        assert evaluation.merged_counts().tp == found
+
+
+def test_score_size_resizes_truth_and_prediction(segmenter, make_example):
+    wide = [np.kron(array, np.ones((2, 4))) for array in (HALF_FOUND, HALF_TRUTH)]
+    examples = [make_example("half", *wide), make_example("empty", EMPTY, EMPTY)]
+    evaluation = evaluate(segmenter, examples, threshold=0.5, score_size=4)
+    first, second = (score.counts for score in evaluation.scores)
+    assert (first.tp, first.fp, first.fn, first.tn) == (4, 4, 4, 4)
+    assert (second.tp, second.fp, second.fn, second.tn) == (0, 0, 0, 16)
+
+
+def test_score_size_averages_probabilities_and_picks_labels(segmenter, make_example):
+    example = make_example("a", [[0, 51, 255, 255]] * 4, [[0, 0, 7, 7]] * 4)
+    foreground, probs = predict_example(segmenter, example, score_size=2)
+    np.testing.assert_array_equal(foreground, [[False, True]] * 2)
+    np.testing.assert_allclose(probs, [[0.1, 1]] * 2, atol=1e-6)
+    assert probs.dtype == np.float32
+
+
+def test_a_network_that_resizes_is_scored_at_the_images_own_size(make_example):
+    labels = np.kron(HALF_TRUTH, np.ones((6, 10)))
+    example = make_example("a", 255 * labels, labels)
+    shapes = []
+
+    def predict_fn(images):
+        shapes.append(images.shape)
+        return images[..., :1]
+
+    config = DataConfig(framing="resize", size=16, clahe_clip_limit=0)
+    evaluation = evaluate(Segmenter(predict_fn, config), [example], threshold=0.5)
+    counts = evaluation.merged_counts()
+    assert shapes == [(1, 16, 16, 3)]
+    assert counts.tp + counts.fp + counts.fn + counts.tn == 24 * 40
+    assert counts.iou == 1
+
+
+def test_tuned_threshold_has_the_highest_pooled_iou(segmenter, make_example):
+    rng = np.random.default_rng(0)
+    examples = []
+    for name in "abc":
+        labels = rng.random((12, 12)) < 0.3
+        red = rng.integers(0, 150, labels.shape) + 60 * labels
+        examples.append(make_example(name, red, labels))
+
+    def pooled_iou(threshold):
+        return evaluate(segmenter, examples, threshold=threshold).pooled()["iou"]
+
+    tuned = tune_threshold(segmenter, examples)
+    # Steps of 8 bits, each a little below a value that occurs.
+    best = max(pooled_iou((value - 0.5) / 255) for value in range(1, 210, 5))
+    assert pooled_iou(tuned) >= best > pooled_iou(0.5)
+
+
+def test_tuned_threshold_separates_what_can_be_separated(segmenter, make_example):
+    example = make_example("a", [[20, 40, 70, 90]], [[0, 0, 1, 1]])
+    assert 40 / 255 < tune_threshold(segmenter, [example]) <= 70 / 255
+
+
+def test_examples_may_come_one_by_one(segmenter, examples):
+    evaluation = evaluate(segmenter, iter(examples), threshold=0.5)
+    assert isinstance(evaluation, Evaluation)
+    assert len(evaluation.scores) == 3
+
+
+def test_no_examples_is_an_error(segmenter):
+    with pytest.raises(ValueError, match="no examples"):
+        evaluate(segmenter, [], threshold=0.5)
+    with pytest.raises(ValueError, match="no examples"):
+        tune_threshold(segmenter, [])
+
+
+def test_an_image_without_readable_truth_is_an_error(segmenter, examples):
+    missing = dataclasses.replace(examples[1], truth=(examples[1].image / "no.png",))
+    with pytest.raises(ImageError, match="no such file"):
+        evaluate(segmenter, [examples[0], missing], threshold=0.5)
+    other = dataclasses.replace(examples[1], truth=examples[0].truth)
+    with pytest.raises(ImageError, match=r"\(2, 8\)"):
+        evaluate(segmenter, [other], threshold=0.5)

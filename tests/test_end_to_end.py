@@ -1,0 +1,179 @@
+"""The programs as a user starts them: train, resume, evaluate, predict."""
+
+import csv
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from tests.helpers import write_disc_dataset
+
+ROOT = pathlib.Path(__file__).parents[1]
+SETTINGS = [
+    "--features=4,6,8",
+    "--size=32",
+    "--batch_size=4",
+    "--steps_per_epoch=8",
+    "--learning_rate=1e-2",
+    "--decay=constant",
+    "--augmentation=flips",
+    "--batch_norm_momentum=0.8",
+]
+
+
+def run(program, *arguments):
+    command = [sys.executable, "-m", f"experiments.{program}", *map(str, arguments)]
+    result = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert "Traceback" not in result.stderr, result.stderr
+    return result
+
+
+def succeed(program, *arguments):
+    result = run(program, *arguments)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def history(workdir):
+    with open(workdir / "history.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of three epochs, stopped after two and started again."""
+    folder = tmp_path_factory.mktemp("run")
+    write_disc_dataset(folder / "data", num_images=8, side=40)
+    arguments = [f"--workdir={folder / 'run'}", f"--data_dir={folder / 'data'}"]
+    first = succeed("train", *arguments, *SETTINGS, "--num_epochs=2")
+    second = succeed("train", *arguments, *SETTINGS, "--num_epochs=3")
+    return folder, first, second
+
+
+def test_training_names_the_device_and_learns(trained):
+    folder, first, _ = trained
+    assert re.search(r"device: 1 x CPU, \d+ cores \(jax \d", first)
+    assert "(6 train, 2 val)" in first
+    rows = history(folder / "run")
+    assert float(rows[-1]["train_loss"]) < 0.7 * float(rows[0]["train_loss"])
+    assert float(rows[-1]["val_auc"]) > 0.8
+
+
+def test_training_goes_on_where_it_stopped(trained):
+    folder, first, second = trained
+    assert "resuming" not in first
+    assert "after epoch 2" in second
+    assert [float(row["epoch"]) for row in history(folder / "run")] == [0, 1, 2]
+
+
+def test_other_settings_are_refused_on_the_same_workdir(trained):
+    folder, _, _ = trained
+    result = run(
+        "train",
+        f"--workdir={folder / 'run'}",
+        f"--data_dir={folder / 'data'}",
+        *SETTINGS,
+        "--seed=5",
+    )
+    assert result.returncode == 1
+    assert "seed was 0, is 5" in result.stderr
+
+
+def test_run_folder_holds_what_the_readme_says(trained):
+    folder, _, _ = trained
+    names = {path.name for path in (folder / "run").iterdir()}
+    wanted = {"checkpoints", "config.json", "curves.png", "history.csv", "tensorboard"}
+    assert wanted <= names
+    with PIL.Image.open(folder / "run" / "curves.png") as picture:
+        assert np.asarray(picture).std() > 10
+
+
+def test_evaluation_needs_nothing_but_the_checkpoint(trained):
+    folder, _, _ = trained
+    table = succeed("evaluate", f"--checkpoint={folder / 'run'}")
+    output = folder / "run" / "evaluation_val"
+    metrics = json.loads((output / "metrics.json").read_text())
+    assert metrics["num_images"] == 2
+    assert 0.5 < metrics["pooled"]["iou"] <= 1
+    assert f"{metrics['pooled']['iou']:.4f}" in table
+    assert (output / "predictions.png").stat().st_size > 10_000
+
+
+def test_evaluation_of_another_subset_with_a_tuned_threshold(trained):
+    folder, _, _ = trained
+    run_folder = f"--checkpoint={folder / 'run'}"
+    succeed("evaluate", run_folder, "--subset=train", "--threshold=tuned")
+    path = folder / "run" / "evaluation_train" / "metrics.json"
+    metrics = json.loads(path.read_text())
+    assert metrics["num_images"] == 6 and metrics["threshold"] != 0.5
+
+
+def test_prediction_of_a_folder_with_a_bad_file(trained, tmp_path):
+    folder, _, _ = trained
+    source = tmp_path / "in"
+    (source / "sub").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, shape in {"a.png": (33, 50), "sub/b.tif": (64, 20)}.items():
+        pixels = rng.integers(0, 255, shape, np.uint8)
+        PIL.Image.fromarray(pixels).save(source / name)
+    (source / "broken.png").write_bytes(b"no picture")
+    result = run(
+        "predict",
+        f"--checkpoint={folder / 'run'}",
+        f"--input={source}",
+        f"--output={tmp_path / 'out'}",
+    )
+    assert result.returncode == 1
+    assert "2 of 3 images" in result.stdout and "broken.png" in result.stderr
+    for kind in ("masks", "probabilities", "overlays"):
+        with PIL.Image.open(tmp_path / "out" / kind / "a.png") as picture:
+            assert picture.size == (50, 33)
+        with PIL.Image.open(tmp_path / "out" / kind / "sub" / "b.png") as picture:
+            assert picture.size == (20, 64)
+
+
+def test_bad_settings_are_one_line(tmp_path):
+    result = run("train", f"--workdir={tmp_path}", "--size=3")
+    assert result.returncode == 1
+    assert result.stderr.strip().endswith("size is 3; it must be at least 16 pixels")
+
+
+@pytest.mark.parametrize("program", ["train", "evaluate", "predict", "prepare"])
+def test_help_tells_what_the_program_does_and_takes(program):
+    text = run(program, "--help").stdout
+    assert f"python -m experiments.{program}" in text
+    required = {
+        "train": "--workdir",
+        "evaluate": "--checkpoint",
+        "predict": "--input",
+        "prepare": "--output",
+    }
+    assert required[program] in text
+    if program == "train":
+        assert "--features" in text and "Highest learning rate" in text
+
+
+def test_the_python_lines_of_the_readme_run_as_they_stand(trained, tmp_path):
+    folder, _, _ = trained
+    readme = (ROOT / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    assert len(code.strip().splitlines()) == 5
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "demo").symlink_to(folder / "run")
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"\d+ nuclei", result.stdout)
