@@ -12,9 +12,19 @@ import dataclasses
 import json
 import pathlib
 
+import tqdm
 from absl import flags
 
 from experiments import flags as shared
+from experiments.device import describe_device
+from nucseg_jax.checkpoints import restore_for_inference
+from nucseg_jax.config import DataConfig
+from nucseg_jax.data.index import Example, load_subsets
+from nucseg_jax.data.truth import read_pair
+from nucseg_jax.evaluation.evaluate import Evaluation, evaluate, tune_threshold
+from nucseg_jax.evaluation.figures import draw_predictions
+from nucseg_jax.evaluation.report import best_median_worst, format_table
+from nucseg_jax.inference.segmenter import Segmenter, make_segmenter
 
 _CHECKPOINT = shared.checkpoint()
 _SUBSET = flags.DEFINE_enum(
@@ -35,41 +45,39 @@ shared.define_settings("data", only=_DATA_SETTINGS)
 
 def main() -> None:
     """Restores, predicts, scores, writes."""
-    import tqdm
-
-    from experiments.device import describe_device
-    from nucseg_jax.checkpoints import restore_for_inference
-    from nucseg_jax.data.index import load_subsets
-    from nucseg_jax.evaluation.evaluate import evaluate, tune_threshold
-    from nucseg_jax.evaluation.report import format_table
-    from nucseg_jax.inference.predictor import make_predict_fn
-    from nucseg_jax.inference.segmenter import Segmenter
-
     model, variables, config = restore_for_inference(_CHECKPOINT.value)
     data = dataclasses.replace(config.data, **shared.given(_DATA_SETTINGS))
     data = shared.resolve_data(data)
     subsets = load_subsets(data)
-    head = config.inference.fast_head or None
-    predict_fn = make_predict_fn(model, variables, _MODE.value, head=head)
-    segmenter = Segmenter(predict_fn, data)
     print(describe_device())
-
-    def progress(name: str):
-        return tqdm.tqdm(subsets[name], desc=f"scoring {name}", unit="image")
-
-    if _THRESHOLD.value == "tuned":
-        threshold = tune_threshold(
-            segmenter, progress("val"), score_size=_SCORE_SIZE.value
-        )
-    else:
-        threshold = shared.parse_threshold(_THRESHOLD.value)
+    segmenter = make_segmenter(model, variables, config, mode=_MODE.value)
     evaluation = evaluate(
         segmenter,
-        progress(_SUBSET.value),
-        threshold=threshold,
+        progress(subsets[_SUBSET.value], f"scoring {_SUBSET.value}"),
+        threshold=choose_threshold(segmenter, subsets["val"]),
         score_size=_SCORE_SIZE.value,
     )
-    protocol = {
+    print(f"\n{_SUBSET.value} of {data.data_dir}\n{format_table(evaluation)}\n")
+    write_results(segmenter, evaluation, protocol(data), output_folder())
+
+
+def progress(examples: list[Example], name: str) -> tqdm.tqdm:
+    """Wraps examples with a progress bar."""
+    return tqdm.tqdm(examples, desc=name, unit="image")
+
+
+def choose_threshold(segmenter: Segmenter, val: list[Example]) -> float:
+    """Returns the threshold that --threshold asks for."""
+    if _THRESHOLD.value != "tuned":
+        return shared.parse_threshold(_THRESHOLD.value)
+    return tune_threshold(
+        segmenter, progress(val, "tuning on val"), score_size=_SCORE_SIZE.value
+    )
+
+
+def protocol(data: DataConfig) -> dict[str, str | int]:
+    """Returns what the numbers were measured on, to stand beside them."""
+    return {
         "checkpoint": _CHECKPOINT.value,
         "data_dir": data.data_dir,
         "split": data.split,
@@ -78,23 +86,29 @@ def main() -> None:
         "mode": _MODE.value,
         "score_size": _SCORE_SIZE.value,
     }
-    output = pathlib.Path(
-        _OUTPUT.value or pathlib.Path(_CHECKPOINT.value) / f"evaluation_{_SUBSET.value}"
-    )
-    output.mkdir(parents=True, exist_ok=True)
-    metrics = json.dumps({"protocol": protocol} | evaluation.to_dict(), indent=2)
-    (output / "metrics.json").write_text(metrics + "\n", encoding="utf-8")
-    draw_examples(segmenter, evaluation, output / "predictions.png")
-    print(f"\n{_SUBSET.value} of {data.data_dir}\n{format_table(evaluation)}")
-    print(f"\nwritten: {output / 'metrics.json'}, {output / 'predictions.png'}")
 
 
-def draw_examples(segmenter, evaluation, path: pathlib.Path) -> None:
+def output_folder() -> pathlib.Path:
+    """Returns the folder for the results, inside the run's own by default."""
+    default = pathlib.Path(_CHECKPOINT.value) / f"evaluation_{_SUBSET.value}"
+    return pathlib.Path(_OUTPUT.value) if _OUTPUT.value else default
+
+
+def write_results(
+    segmenter: Segmenter, evaluation: Evaluation, about: dict, folder: pathlib.Path
+) -> None:
+    """Writes metrics.json and predictions.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics = json.dumps({"protocol": about} | evaluation.to_dict(), indent=2)
+    (folder / "metrics.json").write_text(metrics + "\n", encoding="utf-8")
+    draw_examples(segmenter, evaluation, folder / "predictions.png")
+    print(f"written: {folder / 'metrics.json'}, {folder / 'predictions.png'}")
+
+
+def draw_examples(
+    segmenter: Segmenter, evaluation: Evaluation, path: pathlib.Path
+) -> None:
     """Draws the best, the median and the worst image at their own size."""
-    from nucseg_jax.data.truth import read_pair
-    from nucseg_jax.evaluation.figures import draw_predictions
-    from nucseg_jax.evaluation.report import best_median_worst
-
     panels = {}
     for name, score in best_median_worst(evaluation).items():
         image, label_image = read_pair(score.example)

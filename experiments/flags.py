@@ -86,17 +86,7 @@ def config_from_flags() -> Config:
     Raises:
       ConfigError: If a value cannot work.
     """
-    return Config(
-        **{
-            name: section(
-                **{
-                    field.name: _value(field.name)
-                    for field in dataclasses.fields(section)
-                }
-            )
-            for name, section in _SECTIONS.items()
-        }
-    )
+    return Config(**{name: _section(section) for name, section in _SECTIONS.items()})
 
 
 def given(names: list[str]) -> dict[str, Any]:
@@ -144,6 +134,14 @@ def _define(field: dataclasses.Field, hint: Any) -> None:
         _once(flags.DEFINE_enum, name, default, list(get_args(hint)), meaning)
     else:
         _once(_DEFINE[hint], name, default, meaning)
+
+
+def _section(section: type) -> Any:
+    values = {field.name: _value(field.name) for field in dataclasses.fields(section)}
+    # The config outlives the working directory that a relative path is meant for.
+    if values.get("data_dir"):
+        values["data_dir"] = os.path.abspath(values["data_dir"])
+    return section(**values)
 
 
 def _value(name: str) -> Any:

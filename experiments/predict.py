@@ -10,7 +10,12 @@ from __future__ import annotations
 
 import sys
 
+import tqdm
+
 from experiments import flags as shared
+from experiments.device import describe_device
+from nucseg_jax.inference.run import find_jobs, predict_files
+from nucseg_jax.inference.segmenter import load_segmenter
 
 _CHECKPOINT = shared.checkpoint()
 _INPUT = shared.source("Image, or folder searched with its subfolders.")
@@ -21,12 +26,6 @@ _THRESHOLD = shared.threshold("Least probability of a nucleus.")
 
 def main() -> int:
     """Predicts every file; returns 1 if any could not be read."""
-    import tqdm
-
-    from experiments.device import describe_device
-    from nucseg_jax.inference.run import find_jobs, predict_files
-    from nucseg_jax.inference.segmenter import load_segmenter
-
     threshold = shared.parse_threshold(_THRESHOLD.value)
     jobs = find_jobs(_INPUT.value)
     segmenter = load_segmenter(_CHECKPOINT.value, mode=_MODE.value, threshold=threshold)

@@ -6,7 +6,6 @@ therefore all that evaluation and prediction need, and nothing in it is code.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import pathlib
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import serialization
 
-from nucseg_jax.config import Config, InferenceConfig
+from nucseg_jax.config import Config
 from nucseg_jax.network.unet_plus_plus import UNetPlusPlus
 
 _State = TypeVar("_State")
@@ -159,11 +158,6 @@ def create_model(config: Config) -> UNetPlusPlus:
         dtype=jnp.dtype(config.model.dtype),
         batch_norm_momentum=config.model.batch_norm_momentum,
     )
-
-
-def with_inference(config: Config, inference: InferenceConfig) -> Config:
-    """Returns the config with what validation chose."""
-    return dataclasses.replace(config, inference=inference)
 
 
 def _restore_config(manager: ocp.CheckpointManager, step: int) -> Config:

@@ -110,7 +110,9 @@ def test_nothing_saved_is_nothing_restored(tmp_path):
 def test_inference_needs_nothing_but_the_folder(tmp_path, ema_decay):
     config = with_ema(ema_decay)
     state = train(create_state(config), range(3), config)
-    config = ckpt.with_inference(config, InferenceConfig(threshold=0.375, fast_head=2))
+    config = dataclasses.replace(
+        config, inference=InferenceConfig(threshold=0.375, fast_head=2)
+    )
     variables = jax.device_get(state.variables)
     save(tmp_path, state, step=3, iou=0.5, config=config)
     model, restored, read = ckpt.restore_for_inference(tmp_path)

@@ -11,11 +11,12 @@ import jax
 import numpy as np
 
 from nucseg_jax.checkpoints import restore_for_inference
-from nucseg_jax.config import DataConfig
+from nucseg_jax.config import Config, DataConfig
 from nucseg_jax.data import images, preprocessing
 from nucseg_jax.inference.instances import label_nuclei
 from nucseg_jax.inference.measurements import measure_nuclei
 from nucseg_jax.inference.predictor import Mode, make_predict_fn
+from nucseg_jax.network.unet_plus_plus import UNetPlusPlus, Variables
 
 # Images of many sizes share few compiled shapes: sizes are rounded up to this.
 _SIZE_STEP = 64
@@ -115,7 +116,19 @@ def load_segmenter(
     """
     if checkpoint is None:
         raise ValueError("no weights are shipped yet: name the folder of a trained run")
-    model, variables, config = restore_for_inference(os.fspath(checkpoint))
+    restored = restore_for_inference(os.fspath(checkpoint))
+    return make_segmenter(*restored, mode=mode, threshold=threshold)
+
+
+def make_segmenter(
+    model: UNetPlusPlus,
+    variables: Variables,
+    config: Config,
+    *,
+    mode: Mode = "accurate",
+    threshold: float = 0.5,
+) -> Segmenter:
+    """Makes a segmenter of what `restore_for_inference` returns."""
     head = config.inference.fast_head or None
     predict_fn = make_predict_fn(model, variables, mode, head=head)
     return Segmenter(predict_fn, config.data, threshold=threshold)

@@ -28,7 +28,7 @@ def make_evaluation(*shares):
 @pytest.fixture
 def evaluation():
     return Evaluation(
-        (make_score("a", 1200, 300, 100, 900), make_score("b", 30, 0, 10, 60)),
+        (make_score("a", 1200, 300, 100, 900), make_score("b", 30, 5, 10, 60)),
         threshold=0.375,
     )
 
@@ -55,7 +55,7 @@ TITLES = {
 def test_table_shows_pooled_and_per_image(evaluation, title):
     name = TITLES[title]
     expected = [evaluation.pooled()[name], evaluation.per_image_mean()[name]]
-    assert expected[0] != pytest.approx(expected[1], abs=1e-3)
+    assert expected[0] != pytest.approx(expected[1], abs=2e-4)
     assert numbers_of(format_table(evaluation), title) == pytest.approx(
         expected, abs=5e-5
     )
@@ -67,7 +67,7 @@ def test_table_leaves_out_no_metric():
 
 def test_table_shows_each_class_as_a_classification_report_does(evaluation):
     table = format_table(evaluation)
-    tp, fp, fn, tn = 1230, 300, 110, 960
+    tp, fp, fn, tn = 1230, 305, 110, 960
     assert numbers_of(table, "nucleus") == pytest.approx(
         [tp / (tp + fp), tp / (tp + fn), 2 * tp / (2 * tp + fp + fn), tp + fn], abs=5e-5
     )

@@ -1,0 +1,175 @@
+"""Wires data, network and learning together: what `experiments.train` does.
+
+Apart from the program, because loader processes import the program's module anew and
+must not start JAX.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+
+from experiments.device import describe_device
+from experiments.flags import resolve_data
+from nucseg_jax import checkpoints as ckpt
+from nucseg_jax.config import Config
+from nucseg_jax.data import index, pipeline
+from nucseg_jax.evaluation.figures import draw_curves
+from nucseg_jax.training import history, loop, losses, optim, state, step
+
+Subsets = Mapping[str, list[index.Example]]
+
+# Settings that a run may change when it is continued.
+_FREE = {"num_epochs", "num_workers", "cache_mib", "data_dir"}
+
+
+def run(config: Config, workdir: pathlib.Path) -> None:
+    """Trains from scratch, or on from the last checkpoint in `workdir`.
+
+    Raises:
+      ValueError: If the data or the settings cannot work.
+    """
+    data = resolve_data(config.data)
+    subsets = index.load_subsets(data)
+    print(describe_device())
+    print(describe_data(data.data_dir, subsets))
+    with contextlib.closing(ckpt.Checkpoints(workdir)) as saved:
+        check_resumable(workdir, saved.saved_config(), config)
+        write_config(workdir, config)
+        _train(config, subsets, workdir, saved)
+    print(f"{config.train.num_epochs} epochs done, see {workdir / 'curves.png'}")
+
+
+def _train(
+    config: Config, subsets: Subsets, workdir: pathlib.Path, saved: ckpt.Checkpoints
+) -> None:
+    train = config.train
+    steps = train.steps_per_epoch or math.ceil(len(subsets["train"]) / train.batch_size)
+    start = _restore_or_create(config, steps, saved)
+    loss = losses.SUPERVISIONS[train.supervision]
+    train_step = step.make_train_step(loss, ema_decay=train.ema_decay)
+    eval_step = step.make_eval_step(ckpt.create_model(config), loss)
+    record = history.History(workdir, num_epochs_done=int(start.step) // steps)
+    with (
+        contextlib.closing(record),
+        _train_batches(config, subsets["train"], int(start.step)) as batches,
+    ):
+        loop.fit(
+            start,
+            batches,
+            jax.jit(train_step, donate_argnums=0),
+            loop.make_validate(jax.jit(eval_step), _val_batches(config, subsets)),
+            num_epochs=train.num_epochs,
+            steps_per_epoch=steps,
+            end_epoch=_make_end_epoch(config, workdir, saved, record),
+        )
+
+
+def _restore_or_create(
+    config: Config, steps: int, saved: ckpt.Checkpoints
+) -> state.TrainState:
+    created = state.create_train_state(
+        ckpt.create_model(config),
+        optim.create_optimizer(config.train, steps),
+        seed=config.train.seed,
+        ema_decay=config.train.ema_decay,
+    )
+    restored = saved.restore_latest(created)
+    if restored is None:
+        return created
+    resumed, position = restored
+    print(f"going on after epoch {position['epoch']}")
+    return resumed
+
+
+@contextlib.contextmanager
+def _train_batches(
+    config: Config, examples: list[index.Example], first_batch: int
+) -> Iterator[Iterator[Any]]:
+    batches = pipeline.make_train_batches(
+        examples,
+        config.data,
+        batch_size=config.train.batch_size,
+        seed=config.train.seed,
+        num_workers=config.train.num_workers,
+        first_batch=first_batch,
+    )
+    with contextlib.closing(batches):
+        yield batches
+
+
+def _val_batches(config: Config, subsets: Subsets):
+    return pipeline.make_eval_batches(
+        subsets["val"], config.data, batch_size=config.train.batch_size
+    )
+
+
+def _make_end_epoch(
+    config: Config,
+    workdir: pathlib.Path,
+    saved: ckpt.Checkpoints,
+    record: history.History,
+) -> Callable[[state.TrainState, dict[str, float], loop.Validation], None]:
+    """Makes what happens after each epoch: record, draw, save, tell."""
+
+    def end_epoch(
+        now: state.TrainState, row: dict[str, float], validation: loop.Validation
+    ) -> None:
+        record.append(row)
+        draw_curves(record.rows, workdir / "curves.png")
+        saved.save(
+            int(now.step),
+            now,
+            config=dataclasses.replace(config, inference=validation.inference),
+            position={"next_batch": int(now.step), "epoch": int(row["epoch"]) + 1},
+            metrics=validation.metrics,
+        )
+        values = (f"{name} {value:.4f}" for name, value in validation.metrics.items())
+        print(f"  validation: {', '.join(values)}")
+
+    return end_epoch
+
+
+def describe_data(data_dir: str, subsets: Subsets) -> str:
+    """Returns one line that tells the folder and the size of each subset."""
+    sizes = ", ".join(f"{len(part)} {name}" for name, part in subsets.items() if part)
+    return f"data: {data_dir} ({sizes})"
+
+
+def check_resumable(workdir: pathlib.Path, old: Config | None, new: Config) -> None:
+    """Refuses to continue a run with other settings than it began with.
+
+    Raises:
+      ValueError: Names the settings that differ.
+    """
+    if old is None:
+        return
+    differing = [
+        f"{name} was {before!r}, is {after!r}"
+        for section in ("data", "model", "train")
+        for name, before, after in _pairs(getattr(old, section), getattr(new, section))
+        if name not in _FREE and before != after
+    ]
+    if differing:
+        raise ValueError(
+            f"{workdir} holds a run with other settings ({'; '.join(differing)}): "
+            "choose another --workdir, or delete it to begin anew"
+        )
+
+
+def write_config(workdir: pathlib.Path, config: Config) -> None:
+    """Writes the settings where people look for them; checkpoints hold them too."""
+    text = json.dumps(config.to_dict(), indent=2)
+    (workdir / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _pairs(old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    for field in dataclasses.fields(old):
+        yield field.name, getattr(old, field.name), getattr(new, field.name)

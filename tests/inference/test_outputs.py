@@ -1,0 +1,134 @@
+"""Pictures on disk: each whole or not there at all."""
+
+import os
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from nucseg_jax.data import images
+from nucseg_jax.inference import outputs
+
+RNG = np.random.default_rng(0)
+PIXELS = {
+    "gray": RNG.integers(0, 256, (5, 7), np.uint8),
+    "colour": RNG.integers(0, 256, (5, 7, 3), np.uint8),
+    "16 bits": RNG.integers(0, 65536, (5, 7), np.uint16),
+}
+
+
+@pytest.mark.parametrize("kind", PIXELS)
+def test_pictures_are_read_back_exactly(tmp_path, kind):
+    path = tmp_path / "new" / "folder" / "picture.png"
+    outputs.write_png(path, PIXELS[kind])
+    with PIL.Image.open(path) as picture:
+        assert picture.format == "PNG"
+        np.testing.assert_array_equal(np.asarray(picture), PIXELS[kind])
+    assert os.listdir(path.parent) == ["picture.png"]
+
+
+def test_16_bit_labels_are_read_back_by_our_reader(tmp_path):
+    outputs.write_png(tmp_path / "labels.png", PIXELS["16 bits"])
+    labels = images.read_label_image(tmp_path / "labels.png")
+    np.testing.assert_array_equal(labels, PIXELS["16 bits"])
+
+
+@pytest.mark.parametrize("name", ["a b.png", "Zellkörper 核 №1.png", "x.y.tif.png"])
+def test_names_may_hold_spaces_and_any_script(tmp_path, name):
+    path = tmp_path / "Größe 2" / name
+    outputs.write_png(path, PIXELS["gray"])
+    np.testing.assert_array_equal(np.asarray(PIL.Image.open(path)), PIXELS["gray"])
+    assert os.listdir(path.parent) == [name]
+
+
+def fail_while_saving(monkeypatch):
+    def save(picture, file, format):
+        file.write_bytes(b"half a picture")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(PIL.Image.Image, "save", save)
+
+
+def fail_while_renaming(monkeypatch):
+    def replace(source, target):
+        assert os.path.getsize(source) > 0
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "replace", replace)
+
+
+def interrupt_while_saving(monkeypatch):
+    def save(picture, file, format):
+        file.write_bytes(b"half a picture")
+        raise KeyboardInterrupt("no space left on device")
+
+    monkeypatch.setattr(PIL.Image.Image, "save", save)
+
+
+@pytest.mark.parametrize("old", [None, b"an older picture"])
+@pytest.mark.parametrize(
+    "inject", [fail_while_saving, fail_while_renaming, interrupt_while_saving]
+)
+def test_a_failure_leaves_no_part_and_keeps_the_old_file(
+    tmp_path, monkeypatch, inject, old
+):
+    path = tmp_path / "picture.png"
+    if old:
+        path.write_bytes(old)
+    inject(monkeypatch)
+    with pytest.raises((OSError, KeyboardInterrupt), match="no space left"):
+        outputs.write_png(path, PIXELS["gray"])
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == ([old] if old else [])
+
+
+def test_a_new_picture_replaces_the_old_one(tmp_path):
+    path = tmp_path / "picture.png"
+    for kind in ("gray", "colour"):
+        outputs.write_png(path, PIXELS[kind])
+    np.testing.assert_array_equal(np.asarray(PIL.Image.open(path)), PIXELS["colour"])
+
+
+def test_a_folder_that_cannot_be_made_is_an_os_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        outputs.write_png(tmp_path / "file" / "picture.png", PIXELS["gray"])
+
+
+def test_mask_picture_is_black_and_white():
+    picture = outputs.mask_picture(np.array([[True, False]]))
+    assert picture.dtype == np.uint8
+    np.testing.assert_array_equal(picture, [[255, 0]])
+
+
+def test_probability_picture_rounds_to_the_nearest_of_256_steps():
+    probs = np.array([[0, 0.001, 0.002, 0.5, 0.997, 0.999, 1]], np.float32)
+    picture = outputs.probability_picture(probs)
+    assert picture.dtype == np.uint8
+    np.testing.assert_array_equal(picture, [[0, 0, 1, 128, 254, 255, 255]])
+
+
+def test_overlay_outlines_each_nucleus_and_changes_nothing_else():
+    image = np.repeat(RNG.random((12, 14, 1), np.float32), 3, axis=-1)
+    labels = np.zeros((12, 14), np.int32)
+    labels[2:9, 2:7], labels[2:9, 7:12] = 1, 2  # They touch.
+    picture = outputs.overlay_picture(image, labels)
+    inside = np.zeros((12, 14), bool)
+    inside[3:8, 3:6] = inside[3:8, 8:11] = True
+    outline = (labels > 0) & ~inside
+    assert picture.dtype == np.uint8
+    assert (picture[outline] == outputs.OUTLINE_COLOUR).all()
+    expected = outputs.stretch_contrast(image) * 255
+    np.testing.assert_allclose(picture[~outline], expected[~outline], atol=0.51)
+
+
+def test_stretch_brings_a_dim_image_to_the_full_range():
+    dim = 0.1 + 0.01 * RNG.random((50, 40, 3), np.float32)
+    bright = outputs.stretch_contrast(dim)
+    assert (bright.min(), bright.max()) == (0, 1)
+    order = np.argsort(dim, axis=None)
+    assert (np.diff(bright.ravel()[order]) >= 0).all()
+    np.testing.assert_allclose(outputs.stretch_contrast(3 * dim), bright, atol=1e-4)
+
+
+def test_stretch_of_one_value_everywhere_is_black():
+    assert (outputs.stretch_contrast(np.full((4, 4, 3), 0.7, np.float32)) == 0).all()

@@ -1,0 +1,221 @@
+"""One callable from an image of any kind to its nuclei."""
+
+import concurrent.futures
+
+import numpy as np
+import pytest
+
+from nucseg_jax.config import Config, DataConfig, InferenceConfig
+from nucseg_jax.data import preprocessing
+from nucseg_jax.data.images import ImageError
+from nucseg_jax.inference import segmenter as segmenter_module
+from nucseg_jax.inference.predictor import make_predict_fn
+from nucseg_jax.inference.segmenter import Segmenter, load_segmenter
+from tests.helpers import disc_image
+
+PLAIN = {"clahe_clip_limit": 0.0}
+
+
+class RedNetwork:
+    """Predicts the red channel and keeps what it was given."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, images):
+        self.seen.append(np.array(images))
+        return images[..., :1]
+
+
+@pytest.fixture
+def network():
+    return RedNetwork()
+
+
+@pytest.fixture
+def segment(network):
+    return Segmenter(network, DataConfig(framing="crop", **PLAIN))
+
+
+@pytest.fixture(scope="module")
+def tiny_segmenter(model, variables):
+    predict_fn = make_predict_fn(model, variables)
+    return Segmenter(predict_fn, DataConfig(framing="crop"))
+
+
+BITS = np.random.default_rng(0).random((9, 14)) < 0.5
+GRAY = {
+    "bool": BITS,
+    "uint8": np.uint8(255) * BITS,
+    "uint16": np.where(BITS, np.uint16(4000), np.uint16(90)),
+    "int16": np.where(BITS, np.int16(500), np.int16(-30)),
+    "int32": np.where(BITS, np.int32(1 << 20), np.int32(3)),
+    "int64": np.where(BITS, np.int64(1 << 40), np.int64(0)),
+    "float16": BITS.astype(np.float16),
+    "float32": BITS.astype(np.float32),
+    "float64": np.where(BITS, 731.5, -20.25),
+}
+
+
+@pytest.mark.parametrize("dtype", GRAY)
+@pytest.mark.parametrize("channels", [0, 1, 2, 3, 4])
+def test_arrays_of_any_kind_give_the_same_nuclei(segment, dtype, channels):
+    gray = GRAY[dtype]
+    image = gray if channels == 0 else np.repeat(gray[..., None], channels, axis=-1)
+    if channels in (2, 4):
+        image[..., -1] = 1  # Transparency is not looked at.
+    result = segment(image)
+    np.testing.assert_array_equal(result.probs[..., 0], BITS)
+    np.testing.assert_array_equal(result.labels > 0, BITS)
+    assert result.probs.dtype == np.float32
+
+
+def test_colours_keep_their_order(network, segment):
+    image = np.zeros((4, 4, 3), np.uint8)
+    image[...] = (255, 51, 0)
+    segment(image)
+    np.testing.assert_allclose(network.seen[0][0, 0, 0], [1, 0.2, 0])
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 4, 5), (2, 4, 4, 3), (0, 4), (4, 4, 0)])
+def test_arrays_of_other_shapes_are_refused(segment, shape):
+    with pytest.raises(ImageError, match=r"wanted is \[H, W\]"):
+        segment(np.zeros(shape, np.uint8))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20, 33), (64, 64), (65, 130)])
+def test_crop_framing_keeps_the_scale(network, size):
+    image = np.random.default_rng(0).random((*size, 3), np.float32)
+    segment = Segmenter(network, DataConfig(framing="crop", **PLAIN))
+    probs = segment.predict(image)
+    (seen,) = network.seen
+    assert seen.dtype == np.float32
+    # Sizes are rounded up to a common step, so that few shapes are compiled.
+    assert seen.shape == (1, *(-(-n // 64) * 64 for n in size), 3)
+    expected = np.round(image * 255) / 255
+    np.testing.assert_allclose(seen[0, : size[0], : size[1]], expected, atol=1e-6)
+    assert probs.shape == (*size, 1)
+    np.testing.assert_allclose(probs[..., 0], expected[..., 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (20, 33), (32, 32), (100, 40)])
+def test_resize_framing_shows_the_network_one_square_as_in_training(network, size):
+    image = np.random.default_rng(0).random((*size, 3), np.float32)
+    segment = Segmenter(network, DataConfig(framing="resize", size=32, **PLAIN))
+    probs = segment.predict(image)
+    expected = preprocessing.prepare_image(image, clahe_clip_limit=0, side=32)
+    np.testing.assert_allclose(network.seen[0][0] * 255, expected, atol=1e-4)
+    assert probs.shape == (*size, 1)
+    assert probs.dtype == np.float32
+
+
+@pytest.mark.parametrize("place", [np.s_[10:20], np.s_[:, 60:70]], ids=str)
+def test_resize_framing_brings_results_back_to_their_place(network, place):
+    image = np.zeros((40, 80, 3), np.float32)
+    image[place] = 1
+    segment = Segmenter(network, DataConfig(framing="resize", size=16, **PLAIN))
+    found = segment.predict(image)[..., 0] >= 0.5
+    np.testing.assert_array_equal(found, image[..., 0] >= 0.5)
+
+
+@pytest.mark.parametrize("framing", ["crop", "resize"])
+def test_images_are_equalized_as_in_training(network, framing):
+    gray, _ = disc_image(32, seed=0)
+    image = np.repeat(gray[..., None], 3, axis=-1)
+    config = DataConfig(framing=framing, size=32, clahe_clip_limit=2.5)
+    Segmenter(network, config)(image)
+    expected = preprocessing.equalize(image, clip_limit=2.5)
+    np.testing.assert_allclose(network.seen[0][0, :32, :32] * 255, expected, atol=1e-4)
+    assert (expected != image).mean() > 0.5
+
+
+def test_results_come_in_the_size_asked_for(segment):
+    image = np.zeros((8, 12, 3), np.float32)
+    image[:, 6:] = 0.8
+    probs = segment.predict(image, size=(4, 20))
+    assert probs.shape == (4, 20, 1)
+    np.testing.assert_allclose(probs[:, [0, -1], 0], [[0, 0.8]] * 4, atol=1e-6)
+
+
+def test_every_target_is_kept():
+    config = DataConfig(framing="crop", **PLAIN)
+    image = np.random.default_rng(0).random((9, 11, 3), np.float32)
+    for size in (None, (5, 6)):
+        probs = Segmenter(lambda images: images[..., :2], config).predict(
+            image, size=size
+        )
+        assert probs.shape == (*(size or (9, 11)), 2)
+
+
+def check_consistent(result, shape, threshold):
+    probs, labels, table = result.probs[..., 0], result.labels, result.measurements
+    assert probs.shape == labels.shape == shape
+    assert labels.dtype == np.int32
+    np.testing.assert_array_equal(labels > 0, probs >= threshold)
+    ids = np.unique(labels[labels > 0])
+    np.testing.assert_array_equal(ids, np.arange(1, len(ids) + 1))
+    assert {len(column) for column in table.values()} == {len(ids)}
+    np.testing.assert_array_equal(table["id"], ids)
+    np.testing.assert_array_equal(table["area"], np.bincount(labels.ravel())[1:])
+    return len(ids)
+
+
+@pytest.mark.parametrize("threshold", [0.3, 0.5])
+def test_labels_probabilities_and_measurements_agree(network, threshold):
+    image, labels = disc_image(48, seed=1)
+    config = DataConfig(framing="crop", **PLAIN)
+    result = Segmenter(network, config, threshold=threshold)(image)
+    assert check_consistent(result, (48, 48), threshold) >= 1
+    if threshold == 0.5:
+        np.testing.assert_array_equal(result.labels > 0, labels > 0)
+
+
+def test_a_trained_network_gives_consistent_results(tiny_segmenter):
+    image, _ = disc_image(40, seed=2)
+    result = tiny_segmenter(image[:, :33])
+    check_consistent(result, (40, 33), 0.5)
+
+
+def test_an_image_without_nuclei_gives_an_empty_table(segment):
+    result = segment(np.zeros((10, 10), np.uint8))
+    assert check_consistent(result, (10, 10), 0.5) == 0
+
+
+def test_threads_share_a_segmenter(tiny_segmenter):
+    images = [disc_image(40, seed=seed)[0] for seed in range(12)]
+    alone = [tiny_segmenter.predict(to_float(image)) for image in images]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(tiny_segmenter.predict, map(to_float, images)))
+    np.testing.assert_array_equal(together, alone)
+    assert len({probs.tobytes() for probs in alone}) == 12
+
+
+def to_float(gray):
+    return np.repeat(gray[..., None], 3, axis=-1).astype(np.float32) / 255
+
+
+@pytest.mark.parametrize(
+    ("mode", "fast_head", "head"),
+    [("accurate", 1, None), ("fast", 1, 1), ("fast", 2, 2), ("fast", 0, 2)],
+)
+def test_load_segmenter_uses_what_the_checkpoint_holds(
+    monkeypatch, model, variables, mode, fast_head, head
+):
+    config = Config(
+        data=DataConfig(framing="resize", size=16, **PLAIN),
+        inference=InferenceConfig(fast_head=fast_head),
+    )
+    folders = []
+
+    def restore(folder):
+        folders.append(folder)
+        return model, variables, config
+
+    monkeypatch.setattr(segmenter_module, "restore_for_inference", restore)
+    segment = load_segmenter("runs/some", mode=mode, threshold=0.25)
+    assert folders == ["runs/some"]
+    assert segment.threshold == 0.25
+    image = np.random.default_rng(0).random((16, 16, 3), np.float32)
+    image = np.round(image * 255) / np.float32(255)
+    expected = make_predict_fn(model, variables, mode, head=head)(image[None])[0]
+    np.testing.assert_allclose(segment.predict(image), expected, atol=1e-6)
