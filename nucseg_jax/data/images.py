@@ -122,7 +122,7 @@ def read_label_image(
 
 
 def _read_pixels(path: pathlib.Path, max_pixels: int) -> np.ndarray:
-    """Decodes to [H, W] or [H, W, C] of the file's dtype; 1 bit becomes 0 and 255."""
+    """Decodes a file to [H, W] or [H, W, C] of its own dtype; 1 bit becomes bool."""
     if not path.is_file():
         raise ImageError(f"{path}: no such file")
     if path.stat().st_size == 0:
@@ -140,7 +140,7 @@ def _read_pixels(path: pathlib.Path, max_pixels: int) -> np.ndarray:
         raise ImageError(
             f"{path}: the image has no pixels, its shape is {pixels.shape}"
         )
-    return pixels * np.uint8(255) if pixels.dtype == bool else pixels
+    return pixels
 
 
 def _check_size(path: pathlib.Path, num_pixels: int, max_pixels: int) -> None:
@@ -166,7 +166,7 @@ def _read_tiff(path: pathlib.Path, max_pixels: int) -> np.ndarray:
         _check_size(path, page.imagewidth * page.imagelength, max_pixels)
         pixels = _squeeze_plane(series.asarray(), has_samples="S" in series.axes)
         if page.photometric == tifffile.PHOTOMETRIC.PALETTE:
-            return _apply_colormap(pixels, page.colormap)
+            return _apply_colormap(pixels, np.asarray(page.colormap))
     if page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
         return ~pixels
     return np.moveaxis(pixels, 0, -1) if "SYX" in series.axes else pixels

@@ -159,8 +159,9 @@ def test_floats_within_0_and_1_stay(tmp_path, dtype):
     assert_image(save(tmp_path / "a.tif", pixels), pixels)
 
 
-def test_floats_beyond_1_are_stretched(tmp_path):
-    pixels = RNG.normal(300, 40, (40, 50)).astype(np.float32)
+@pytest.mark.parametrize(("low", "high"), ((0, 1.01), (-0.01, 1), (100, 4000)))
+def test_floats_beyond_0_and_1_are_stretched(tmp_path, low, high):
+    pixels = np.linspace(low, high, 2000, dtype=np.float32).reshape(40, 50)
     assert_image(save(tmp_path / "a.tif", pixels), stretch(pixels), atol=1e-6)
 
 
@@ -443,6 +444,9 @@ def test_cause_stands_in_the_message(tmp_path):
         images.read_image(tmp_path / "a.png")
     with pytest.raises(images.ImageError, match=r"\(3, 20, 50\).*split the stack"):
         images.read_image(tmp_path / "b.tif")
+    (tmp_path / "c.tif").write_bytes(DAMAGED["channels.ome.tif"])
+    with pytest.raises(images.ImageError, match=r"CYX \(2, 30, 50\).*split the stack"):
+        images.read_image(tmp_path / "c.tif")
 
 
 @pytest.mark.parametrize("read", READERS)
@@ -527,6 +531,14 @@ def test_values_that_are_no_labels_are_refused(tmp_path, value, dtype):
     path = save(tmp_path / "a.tif", np.array([[0, value], [1, 2]], dtype))
     with pytest.raises(images.ImageError, match=f"{re.escape(str(path))}.*whole"):
         images.read_label_image(path)
+
+
+@pytest.mark.parametrize("suffix", LOSSLESS)
+def test_labels_of_one_bit(tmp_path, suffix):
+    labels = images.read_label_image(save(tmp_path / f"a{suffix}", BITS))
+    assert labels.dtype == np.int32
+    np.testing.assert_array_equal(labels > 0, BITS)
+    assert len(np.unique(labels)) == 2
 
 
 @pytest.mark.parametrize("suffix", (".png", ".tif"))

@@ -155,6 +155,31 @@ def test_flip_draws_each_axis_and_both_alike():
     assert min(drawn.values()) > 60
 
 
+@pytest.mark.parametrize(
+    ("name", "limits"),
+    (
+        ("CLAHE", {"clip_limit": (1, 4), "tile_grid_size": (8, 8)}),
+        ("Rotate", {"limit": (-360, 360)}),
+        ("RandomGamma", {"gamma_limit": (80, 120)}),
+        (
+            "RandomBrightnessContrast",
+            {"brightness_limit": (-0.2, 0.2), "contrast_limit": (-0.2, 0.2)},
+        ),
+        (
+            "HueSaturationValue",
+            {
+                "hue_shift_limit": (-20, 20),
+                "sat_shift_limit": (-30, 30),
+                "val_shift_limit": (-20, 20),
+            },
+        ),
+    ),
+)
+def test_ranges_are_the_defaults_of_2020(name, limits):
+    (transform,) = compose(name).transforms
+    assert {key: tuple(getattr(transform, key)) for key in limits} == limits
+
+
 def test_rotation_takes_every_angle():
     # A bright wedge to the right of the centre; its centre of mass tells the angle.
     rows, columns = np.mgrid[-32:33, -32:33]

@@ -130,5 +130,11 @@ def test_stretch_brings_a_dim_image_to_the_full_range():
     np.testing.assert_allclose(outputs.stretch_contrast(3 * dim), bright, atol=1e-4)
 
 
+def test_stretch_cuts_the_darkest_1_and_the_brightest_fifth_of_a_percent():
+    ramp = np.linspace(0, 1, 3003, dtype=np.float32).reshape(7, 143, 3)
+    expected = np.clip((ramp - 0.01) / (0.998 - 0.01), 0, 1)
+    np.testing.assert_allclose(outputs.stretch_contrast(ramp), expected, atol=1e-5)
+
+
 def test_stretch_of_one_value_everywhere_is_black():
     assert (outputs.stretch_contrast(np.full((4, 4, 3), 0.7, np.float32)) == 0).all()

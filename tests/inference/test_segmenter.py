@@ -160,7 +160,7 @@ def check_consistent(result, shape, threshold):
     return len(ids)
 
 
-@pytest.mark.parametrize("threshold", [0.3, 0.5])
+@pytest.mark.parametrize("threshold", [0.12, 0.5])  # Noise lies around .12.
 def test_labels_probabilities_and_measurements_agree(network, threshold):
     image, labels = disc_image(48, seed=1)
     config = DataConfig(framing="crop", **PLAIN)
