@@ -46,7 +46,7 @@ def main() -> int:
 
 
 def check_packages() -> list[str]:
-    """Reports packages that are missing or cannot be imported."""
+    """Reports packages that are not installed."""
     missing = [name for name in _PACKAGES if not _version(name)]
     return [f"{name} is not installed; run make setup" for name in missing]
 

@@ -68,6 +68,7 @@ def prepare(source: pathlib.Path, output: pathlib.Path) -> int:
     """Writes images, label images and index.csv; returns the number of images."""
     import numpy as np
     import tqdm
+    from skimage.segmentation import relabel_sequential
 
     from nucseg_jax.data.index import find_examples
     from nucseg_jax.data.truth import read_pair
@@ -77,13 +78,13 @@ def prepare(source: pathlib.Path, output: pathlib.Path) -> int:
     (output / "images").mkdir(parents=True)
     for example in tqdm.tqdm(find_examples(source), desc="preparing", unit="image"):
         _, label_image = read_pair(example)
+        label_image = np.asarray(relabel_sequential(label_image)[0], np.uint16)
         name = pathlib.Path(f"{example.id}{example.image.suffix.lower()}")
         shutil.copyfile(example.image, output / "images" / name)
         labels = output / "labels" / name.with_suffix(".png")
-        write_png(labels, label_image.astype(np.uint16))
+        write_png(labels, label_image)
         height, width = label_image.shape
-        nuclei = len(np.unique(label_image[label_image > 0]))
-        rows.append([example.id, height, width, nuclei])
+        rows.append([example.id, height, width, label_image.max()])
     with open(output / "index.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "height", "width", "nuclei"])

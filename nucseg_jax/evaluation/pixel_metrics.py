@@ -53,10 +53,12 @@ class PixelCounts(_Mergeable):
         """Counts bool predictions [B, ...] against a bool truth of the same shape.
 
         Raises:
-          ValueError: If shapes differ.
+          ValueError: If shapes differ or an array is not bool.
         """
         if foreground.shape != mask.shape:
             raise ValueError(f"foreground {foreground.shape} and mask {mask.shape}")
+        if foreground.dtype != bool or mask.dtype != bool:
+            raise ValueError(f"wanted is bool, not {foreground.dtype} and {mask.dtype}")
         rows = _expand(valid, mask.ndim)
         return cls(
             tp=(foreground & mask & rows).sum(),
@@ -161,8 +163,13 @@ class ScoreHistogram(_Mergeable):
         return float((foreground * below).sum() / pairs) if pairs else float("nan")
 
     def best_threshold(self) -> float:
-        """Returns the probability whose mask has the highest pixel IoU."""
+        """Returns the probability whose mask has the highest pixel IoU.
+
+        Without any foreground there is nothing to choose by, and it is .5.
+        """
         background, foreground = self.counts.astype(np.float64)
+        if not foreground.any():
+            return 0.5
         tp = np.cumsum(foreground[::-1])[::-1]
         fp = np.cumsum(background[::-1])[::-1]
         iou = tp / np.maximum(fp + foreground.sum(), 1)

@@ -6,7 +6,7 @@ import collections
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -48,17 +48,21 @@ def find_jobs(source: str | os.PathLike) -> list[Job]:
         return [Job(root, pathlib.Path(f"{root.stem}.png"))]
     if not root.is_dir():
         raise images.ImageError(f"{root}: no such file or folder")
-    found = sorted(
-        pathlib.Path(folder, name).relative_to(root)
-        for folder, _, names in os.walk(root)
-        for name in names
-        if images.is_image(pathlib.Path(name))
-    )
+    found = sorted(_walk_images(root))
     if not found:
         kinds = ", ".join(images.SUFFIXES)
         raise images.ImageError(f"{root}: holds no image ({kinds})")
     names = _name_results(found)
     return [Job(root / path, name) for path, name in zip(found, names, strict=True)]
+
+
+def _walk_images(root: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields the images below a folder, relative to it; hidden ones are left out."""
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in names:
+            if images.is_image(pathlib.Path(name)):
+                yield pathlib.Path(folder, name).relative_to(root)
 
 
 def predict_files(

@@ -312,3 +312,15 @@ def test_best_threshold_pools_all_batches():
     ]
     whole = ScoreHistogram.from_batch(probs, mask)
     assert parts[0].merge(parts[1]).best_threshold() == whole.best_threshold()
+
+
+def test_masks_that_are_not_bool_are_refused():
+    mask = np.ones((1, 2, 2), np.uint8)
+    with pytest.raises(ValueError, match="wanted is bool"):
+        PixelCounts.from_batch(mask, mask)
+
+
+def test_without_foreground_the_threshold_stays_in_the_middle():
+    probs = np.full((1, 2, 2), 0.3, np.float32)
+    histogram = ScoreHistogram.from_batch(probs, np.zeros(probs.shape, bool))
+    assert histogram.best_threshold() == 0.5

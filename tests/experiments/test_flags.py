@@ -40,7 +40,7 @@ def test_every_setting_is_a_flag_with_its_meaning(parse, absl_flags, section):
 
 CHANGED = Config(
     data=DataConfig(
-        data_dir="some/folder",
+        data_dir="/some/folder",
         truth="masks",
         split="other_split",
         val_fraction=0.25,
@@ -82,6 +82,13 @@ def test_every_setting_can_be_given(parse):
     same = [a for a, b in zip(default, given, strict=True) if a == b]
     assert same == ["--targets=foreground"]  # There is one target so far.
     assert parse(*given) == CHANGED
+
+
+def test_a_relative_data_dir_is_stored_as_an_absolute_one(parse, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert parse("--data_dir=some/folder").data.data_dir == str(
+        tmp_path / "some" / "folder"
+    )
 
 
 def test_a_flagfile_overrides_the_defaults_and_the_command_line_both(parse, tmp_path):

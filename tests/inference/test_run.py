@@ -186,3 +186,11 @@ def test_a_full_disk_ends_the_run(tmp_path, monkeypatch):
         predict_files(
             find_jobs(tmp_path / "in"), red_channel, tmp_path / "out", threshold=0.5
         )
+
+
+def test_hidden_folders_are_left_out(tmp_path):
+    for folder in (".ipynb_checkpoints", "seen"):
+        (tmp_path / folder).mkdir()
+        PIL.Image.new("L", (4, 4)).save(tmp_path / folder / "a.png")
+    jobs = find_jobs(tmp_path)
+    assert [job.name.as_posix() for job in jobs] == ["seen/a.png"]
