@@ -20,6 +20,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from nucseg_jax.network.convolution import Conv3x3, Upsample, max_pool
+
 Array = jax.Array
 Variables = Mapping[str, Any]
 
@@ -35,21 +37,17 @@ class Block(nn.Module):
     batch_norm_momentum: float
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
-        for _ in range(self.num_convs):
-            x = nn.Conv(
-                self.features,
-                (3, 3),
-                dtype=self.dtype,
-                kernel_init=nn.initializers.he_normal(),
-            )(x)
+    def __call__(self, inputs: Sequence[Array], *, train: bool) -> Array:
+        for k in range(self.num_convs):
+            x = Conv3x3(self.features, dtype=self.dtype, name=f"Conv_{k}")(inputs)
             x = nn.BatchNorm(
                 use_running_average=not train,
                 momentum=self.batch_norm_momentum,
                 epsilon=BATCH_NORM_EPSILON,
                 dtype=self.dtype,
             )(nn.relu(x))
-        return x
+            inputs = [x]
+        return inputs[0]
 
 
 class UNetPlusPlus(nn.Module):
@@ -83,16 +81,13 @@ class UNetPlusPlus(nn.Module):
         heads = tuple(self.heads or range(1, self.depth))
         x: dict[tuple[int, int], Array] = {}
         for i in range(max(heads) + 1):
-            below = (
-                image if i == 0 else nn.max_pool(x[i - 1, 0], (2, 2), strides=(2, 2))
-            )
-            x[i, 0] = self._node(i, 0)(below, train=train)
+            below = image if i == 0 else max_pool(x[i - 1, 0])
+            x[i, 0] = self._node(i, 0)([below], train=train)
         for j in range(1, max(heads) + 1):
             for i in range(max(heads) + 1 - j):
                 skips = [x[i, k] for k in range(j)]
                 up = self._upsample(i, j)(x[i + 1, j - 1])
-                joined = jnp.concatenate([*skips, up], axis=-1)
-                x[i, j] = self._node(i, j)(joined, train=train)
+                x[i, j] = self._node(i, j)([*skips, up], train=train)
         return jnp.stack([self._head(j)(x[0, j]) for j in heads])
 
     def _node(self, i: int, j: int) -> nn.Module:
@@ -105,14 +100,7 @@ class UNetPlusPlus(nn.Module):
         )
 
     def _upsample(self, i: int, j: int) -> nn.Module:
-        return nn.ConvTranspose(
-            self.features[i],
-            (2, 2),
-            strides=(2, 2),
-            dtype=self.dtype,
-            kernel_init=nn.initializers.glorot_uniform(),
-            name=f"up_{i}_{j}",
-        )
+        return Upsample(self.features[i], dtype=self.dtype, name=f"up_{i}_{j}")
 
     def _head(self, j: int) -> nn.Module:
         # float32: the loss takes logarithms of what comes out.

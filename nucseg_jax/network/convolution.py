@@ -1,0 +1,233 @@
+"""The network's spatial operations, fast on CPU: 3x3 convolution, pooling, upsampling.
+
+XLA's own gradients of these are slow on CPU, up to 30 times slower than the forward
+pass. Here the convolution has a gradient of its own on CPU, and pooling and upsampling
+are written so that their gradients are comparisons and matrix products on any device.
+Arrays are [B, H, W, C]; kernels are [rows, columns, C, F], as Flax has them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
+from jax import lax
+
+Array = jax.Array
+Arrays = tuple[Array, ...]
+
+_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+# Images of no more pixels than this are convolved as one matrix product: XLA's
+# convolution shares out too little work there.
+_SMALL_IMAGE = 256
+# A block of shifted copies of this size stays in the caches of a core while it is
+# multiplied; products of fewer positions are too small to be fast.
+_BLOCK_BYTES = 5 << 19
+_LEAST_POSITIONS = 512
+
+
+class Conv3x3(nn.Module):
+    """3x3 convolution with zeros around, of several inputs as if concatenated.
+
+    Its parameters are those of `nn.Conv` on the concatenation.
+    """
+
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, inputs: Sequence[Array]) -> Array:
+        shape = (3, 3, sum(x.shape[-1] for x in inputs), self.features)
+        kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        *inputs, kernel, bias = promote_dtype(*inputs, kernel, bias, dtype=self.dtype)
+        return _add_bias(convolve(tuple(inputs), kernel), bias)
+
+
+def convolve(inputs: Arrays, kernel: Array) -> Array:
+    """Convolves the concatenation of `inputs`, zeros around.
+
+    On CPU they are never concatenated, which would cost as much as a tenth of the
+    convolution.
+
+    Args:
+      inputs: Each [B, H, W, C_k].
+      kernel: [3, 3, sum of C_k, F], same dtype.
+
+    Returns:
+      [B, H, W, F].
+    """
+    return lax.platform_dependent(
+        inputs, kernel, cpu=_convolve_cpu, default=_convolve_joined
+    )
+
+
+def _convolve_joined(inputs: Arrays, kernel: Array) -> Array:
+    return _direct(jnp.concatenate(inputs, axis=-1), kernel)
+
+
+@jax.custom_vjp
+def _convolve_cpu(inputs: Arrays, kernel: Array) -> Array:
+    kernels = _split_kernel(kernel, inputs)
+    return functools.reduce(jnp.add, map(_convolve_one, inputs, kernels))
+
+
+def _forward(inputs: Arrays, kernel: Array) -> tuple[Array, tuple[Arrays, Array]]:
+    return _convolve_cpu(inputs, kernel), (inputs, kernel)
+
+
+def _backward(residuals: tuple[Arrays, Array], grad: Array) -> tuple[Arrays, Array]:
+    inputs, kernel = residuals
+    # The gradient of an input is a convolution with its kernel turned by 180 degrees.
+    turned = kernel[::-1, ::-1]
+    input_grads = tuple(
+        _convolve_one(grad, part.swapaxes(2, 3))
+        for part in _split_kernel(turned, inputs)
+    )
+    return input_grads, kernel_gradient(inputs, grad)
+
+
+_convolve_cpu.defvjp(_forward, _backward)
+
+
+def _split_kernel(kernel: Array, inputs: Arrays) -> list[Array]:
+    """The part of the kernel [3, 3, C, F] that each input meets."""
+    sizes = [x.shape[-1] for x in inputs]
+    return lax.split(kernel, sizes, axis=2)
+
+
+def _convolve_one(image: Array, kernel: Array) -> Array:
+    _, height, width, _ = image.shape
+    if height * width > _SMALL_IMAGE:
+        return _direct(image, kernel)
+    copies = _shifted_copies(_pad(image))
+    flat = kernel.reshape(-1, kernel.shape[-1])
+    return lax.dot_general(copies, flat, (((3,), (0,)), ((), ())))
+
+
+def _direct(image: Array, kernel: Array) -> Array:
+    return lax.conv_general_dilated(
+        image, kernel, (1, 1), "SAME", dimension_numbers=_DIMENSIONS
+    )
+
+
+def kernel_gradient(inputs: Arrays, grad: Array) -> Array:
+    """Computes the gradient of a 3x3 convolution's kernel by matrix products.
+
+    The nine shifted copies of the inputs or of `grad`, whichever has fewer channels,
+    are multiplied with the other one, block by block of rows.
+
+    Args:
+      inputs: Each [B, H, W, C_k].
+      grad: Gradient of the convolution's result, [B, H, W, F].
+
+    Returns:
+      [3, 3, sum of C_k, F], of the inputs' dtype, summed in float32.
+    """
+    if grad.shape[-1] <= sum(x.shape[-1] for x in inputs):
+        # Shifting the gradient one way is shifting the inputs the other way.
+        sums = _sum_of_products(grad, inputs)[::-1, ::-1].swapaxes(2, 3)
+    else:
+        sums = _sum_of_products(jnp.concatenate(inputs, axis=-1), (grad,))
+    return sums.astype(grad.dtype)
+
+
+def _sum_of_products(shifted: Array, fixed: Arrays) -> Array:
+    """Sums shifted[h + r - 1, w + c - 1]^T fixed[h, w] over positions: [3, 3, S, T]."""
+    batch, height, width, channels = shifted.shape
+    images, rows = _block(shifted.shape, shifted.dtype.itemsize)
+    blocks_down = height // rows
+    padded = _pad(shifted)
+
+    def add_block(total: Array, block: Array) -> tuple[Array, None]:
+        start = (block // blocks_down * images, block % blocks_down * rows, 0, 0)
+        window = (images, rows + 2, width + 2, channels)
+        copies = _shifted_copies(lax.dynamic_slice(padded, start, window))
+        parts = [
+            lax.dynamic_slice(x, start, (images, rows, *x.shape[2:])) for x in fixed
+        ]
+        return total + _product(copies, jnp.concatenate(parts, axis=-1)), None
+
+    total = jnp.zeros((9 * channels, sum(x.shape[-1] for x in fixed)), jnp.float32)
+    num_blocks = batch // images * blocks_down
+    total, _ = lax.scan(add_block, total, jnp.arange(num_blocks))
+    return total.reshape(3, 3, channels, -1)
+
+
+def _block(shape: tuple[int, ...], itemsize: int) -> tuple[int, int]:
+    """Chooses how many images and rows one block holds; both divide the whole."""
+    batch, height, width, channels = shape
+    positions = max(_LEAST_POSITIONS, _BLOCK_BYTES // (9 * channels * itemsize))
+    rows = _largest_divisor(height, positions // width)
+    if rows < height:
+        return 1, rows
+    return _largest_divisor(batch, positions // (height * width)), rows
+
+
+def _largest_divisor(number: int, limit: int) -> int:
+    return max(d for d in range(1, number + 1) if number % d == 0 and d <= max(1, limit))
+
+
+def _pad(image: Array) -> Array:
+    return jnp.pad(image, [(0, 0), (1, 1), (1, 1), (0, 0)])
+
+
+def _shifted_copies(padded: Array) -> Array:
+    """[B, H + 2, W + 2, C] -> [B, H, W, 9 C], shifts in the order of a kernel."""
+    height, width = padded.shape[1] - 2, padded.shape[2] - 2
+    return jnp.concatenate(
+        [padded[:, r : r + height, c : c + width] for r in range(3) for c in range(3)],
+        axis=-1,
+    )
+
+
+def _product(left: Array, right: Array) -> Array:
+    """Sums left^T right over all positions, in float32."""
+    contract = (tuple(range(left.ndim - 1)),) * 2
+    return lax.dot_general(
+        left, right, (contract, ((), ())), preferred_element_type=jnp.float32
+    )
+
+
+def _add_bias(image: Array, bias: Array) -> Array:
+    return image + lax.broadcast_in_dim(bias, image.shape, (3,))
+
+
+def max_pool(image: Array) -> Array:
+    """Takes the maximum of each 2x2 square; equal values share the gradient."""
+    taller = jnp.maximum(image[:, ::2], image[:, 1::2])
+    return jnp.maximum(taller[:, :, ::2], taller[:, :, 1::2])
+
+
+class Upsample(nn.Module):
+    """2x2 transposed convolution with stride 2, as `nn.ConvTranspose` computes it.
+
+    Its squares do not overlap, so it is one matrix product and a rearrangement.
+    """
+
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, image: Array) -> Array:
+        shape = (2, 2, image.shape[-1], self.features)
+        kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape)
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        image, kernel, bias = promote_dtype(image, kernel, bias, dtype=self.dtype)
+        return _add_bias(upsample(image, kernel), bias)
+
+
+def upsample(image: Array, kernel: Array) -> Array:
+    """Spreads each pixel over a square: [B, H, W, C], [2, 2, C, F] -> [B, 2H, 2W, F]."""
+    batch, height, width, channels = image.shape
+    features = kernel.shape[-1]
+    # Plain matrices: XLA's CPU products of higher rank take twice as long.
+    matrix = kernel[::-1, ::-1].transpose(2, 0, 1, 3).reshape(channels, 4 * features)
+    squares = image.reshape(-1, channels) @ matrix
+    squares = squares.reshape(batch, height, width, 2, 2 * features)
+    return squares.swapaxes(2, 3).reshape(batch, 2 * height, 2 * width, features)
