@@ -78,7 +78,10 @@ def _convolve_cpu(inputs: Arrays, kernel: Array) -> Array:
 
 
 def _forward(inputs: Arrays, kernel: Array) -> tuple[Array, tuple[Arrays, Array]]:
-    return _convolve_cpu(inputs, kernel), (inputs, kernel)
+    # The gradient reads the result several times: without the barrier, XLA would add
+    # the parts anew each time instead of keeping their sum.
+    result = lax.optimization_barrier(_convolve_cpu(inputs, kernel))
+    return result, (inputs, kernel)
 
 
 def _backward(residuals: tuple[Arrays, Array], grad: Array) -> tuple[Arrays, Array]:
@@ -170,7 +173,9 @@ def _block(shape: tuple[int, ...], itemsize: int) -> tuple[int, int]:
 
 
 def _largest_divisor(number: int, limit: int) -> int:
-    return max(d for d in range(1, number + 1) if number % d == 0 and d <= max(1, limit))
+    return max(
+        d for d in range(1, number + 1) if number % d == 0 and d <= max(1, limit)
+    )
 
 
 def _pad(image: Array) -> Array:
@@ -204,6 +209,26 @@ def max_pool(image: Array) -> Array:
     return jnp.maximum(taller[:, :, ::2], taller[:, :, 1::2])
 
 
+class Conv1x1(nn.Module):
+    """1x1 convolution as one matrix product; its parameters are those of `nn.Conv`.
+
+    XLA's gradient of the convolution would first transpose the whole image.
+    """
+
+    features: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, image: Array) -> Array:
+        batch, height, width, channels = image.shape
+        shape = (1, 1, channels, self.features)
+        kernel = self.param("kernel", nn.initializers.glorot_uniform(), shape)
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        image, kernel, bias = promote_dtype(image, kernel, bias, dtype=self.dtype)
+        product = image.reshape(-1, channels) @ kernel[0, 0]
+        return _add_bias(product.reshape(batch, height, width, self.features), bias)
+
+
 class Upsample(nn.Module):
     """2x2 transposed convolution with stride 2, as `nn.ConvTranspose` computes it.
 
@@ -223,7 +248,7 @@ class Upsample(nn.Module):
 
 
 def upsample(image: Array, kernel: Array) -> Array:
-    """Spreads each pixel over a square: [B, H, W, C], [2, 2, C, F] -> [B, 2H, 2W, F]."""
+    """Makes squares of pixels: [B, H, W, C], [2, 2, C, F] -> [B, 2H, 2W, F]."""
     batch, height, width, channels = image.shape
     features = kernel.shape[-1]
     # Plain matrices: XLA's CPU products of higher rank take twice as long.

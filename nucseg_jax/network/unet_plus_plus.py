@@ -20,7 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nucseg_jax.network.convolution import Conv3x3, Upsample, max_pool
+from nucseg_jax.network.convolution import Conv1x1, Conv3x3, Upsample, max_pool
 
 Array = jax.Array
 Variables = Mapping[str, Any]
@@ -104,13 +104,7 @@ class UNetPlusPlus(nn.Module):
 
     def _head(self, j: int) -> nn.Module:
         # float32: the loss takes logarithms of what comes out.
-        return nn.Conv(
-            self.num_targets,
-            (1, 1),
-            dtype=jnp.float32,
-            kernel_init=nn.initializers.glorot_uniform(),
-            name=f"head_{j}",
-        )
+        return Conv1x1(self.num_targets, dtype=jnp.float32, name=f"head_{j}")
 
 
 def infer(model: UNetPlusPlus, variables: Variables, image: Array) -> Array:

@@ -1,0 +1,156 @@
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from jax.test_util import check_grads
+
+from nucseg_jax.network import convolution
+
+# Batch, height, width, channels of each input, features: more and fewer features than
+# channels, blocks of rows and of whole images, sizes that few numbers divide.
+CASES = {
+    "one input": (2, 32, 32, (3,), 4),
+    "several inputs": (2, 32, 24, (4, 4, 4), 4),
+    "more features than channels": (2, 18, 20, (2, 3), 16),
+    "small image": (3, 4, 4, (8,), 8),
+    "odd sizes": (1, 17, 19, (5, 2), 3),
+    "many rows": (1, 96, 128, (6,), 6),
+}
+
+
+def draw(case, dtype=np.float32):
+    batch, height, width, channels, features = CASES[case]
+    rng = np.random.default_rng(0)
+    inputs = tuple(
+        jnp.asarray(rng.normal(size=(batch, height, width, c)), dtype) for c in channels
+    )
+    kernel = (
+        rng.normal(size=(3, 3, sum(channels), features)) / (9 * sum(channels)) ** 0.5
+    )
+    return inputs, jnp.asarray(kernel, dtype)
+
+
+def plain(inputs, kernel):
+    """XLA's own convolution of the concatenation, differentiated by XLA."""
+    return lax.conv_general_dilated(
+        jnp.concatenate(inputs, axis=-1),
+        kernel,
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision="highest",
+    )
+
+
+def gradients(function, inputs, kernel):
+    def weighted(inputs, kernel):
+        result = function(inputs, kernel).astype(jnp.float32)
+        return jnp.sum(result * jnp.cos(jnp.arange(result.size)).reshape(result.shape))
+
+    return jax.jit(jax.grad(weighted, argnums=(0, 1)))(inputs, kernel)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_convolution_equals_that_of_xla(case):
+    inputs, kernel = draw(case)
+    result = jax.jit(convolution.convolve)(inputs, kernel)
+    np.testing.assert_allclose(result, plain(inputs, kernel), atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_equal_those_of_xla(case):
+    inputs, kernel = draw(case)
+    ours = gradients(convolution.convolve, inputs, kernel)
+    theirs = gradients(plain, inputs, kernel)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()) + 1e-5)
+
+
+def test_gradients_are_those_of_the_value():
+    inputs, kernel = draw("odd sizes")
+    check_grads(
+        convolution.convolve, (inputs, kernel), order=1, modes=["rev"], eps=1e-2
+    )
+
+
+@pytest.mark.parametrize("case", ["several inputs", "more features than channels"])
+def test_bfloat16_is_rounded_once_not_summed_in_bfloat16(case):
+    inputs, kernel = draw(case, jnp.bfloat16)
+    exact = [jax.tree.map(lambda a: a.astype(jnp.float32), x) for x in (inputs, kernel)]
+    result = jax.jit(convolution.convolve)(inputs, kernel)
+    assert result.dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+        result.astype(jnp.float32), plain(*exact), atol=0.03, rtol=0.02
+    )
+    grad = gradients(convolution.convolve, inputs, kernel)[1]
+    expected = gradients(plain, *exact)[1]
+    scale = float(jnp.abs(expected).max())
+    np.testing.assert_allclose(grad.astype(jnp.float32), expected, atol=0.02 * scale)
+
+
+def test_one_pixel_kernel_gradient_by_hand():
+    """A single bright pixel meets the gradient of its neighbours, one a tap."""
+    image = jnp.zeros((1, 5, 5, 1)).at[0, 2, 2, 0].set(1.0)
+    grad = jnp.arange(25.0).reshape(1, 5, 5, 1)
+    result = convolution.kernel_gradient((image,), grad)[..., 0, 0]
+    expected = grad[0, 1:4, 1:4, 0][::-1, ::-1]
+    np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 256, 256, 64), (10, 16, 16, 1024), (3, 7, 11, 5)]
+)
+def test_blocks_divide_the_whole(shape):
+    images, rows = convolution._block(shape, 4)
+    assert shape[0] % images == 0 and shape[1] % rows == 0
+    assert images == 1 or rows == shape[1]
+
+
+@pytest.mark.parametrize(
+    "ours, theirs, shape",
+    [
+        (
+            convolution.Conv3x3(6, dtype=jnp.float32),
+            nn.Conv(6, (3, 3)),
+            (2, 8, 8, 4),
+        ),
+        (
+            convolution.Conv1x1(2, dtype=jnp.float32),
+            nn.Conv(2, (1, 1)),
+            (2, 8, 8, 4),
+        ),
+        (
+            convolution.Upsample(5, dtype=jnp.float32),
+            nn.ConvTranspose(5, (2, 2), strides=(2, 2)),
+            (2, 6, 8, 4),
+        ),
+    ],
+    ids=["Conv3x3", "Conv1x1", "Upsample"],
+)
+def test_modules_are_those_of_flax_with_the_same_parameters(ours, theirs, shape):
+    rng = np.random.default_rng(0)
+    image = jnp.asarray(rng.normal(size=shape), jnp.float32)
+    given = [image] if isinstance(ours, convolution.Conv3x3) else image
+    wanted = jax.eval_shape(theirs.init, jax.random.key(0), image)
+    assert wanted == jax.eval_shape(ours.init, jax.random.key(0), given)
+    variables = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), jnp.float32), wanted
+    )
+    np.testing.assert_allclose(
+        jax.jit(ours.apply)(variables, given),
+        jax.jit(theirs.apply)(variables, image),
+        rtol=1e-5,
+        atol=2e-5,
+    )
+
+
+def test_pooling_takes_maxima_and_shares_the_gradient_of_equals():
+    image = jnp.asarray(np.random.default_rng(0).normal(size=(2, 6, 8, 3)))
+    expected = nn.max_pool(image, (2, 2), strides=(2, 2))
+    np.testing.assert_array_equal(convolution.max_pool(image), expected)
+    grad = jax.grad(lambda x: convolution.max_pool(x).sum())
+    np.testing.assert_array_equal(grad(jnp.ones((1, 2, 2, 1))), 0.25)
+    plain_grad = jax.grad(lambda x: nn.max_pool(x, (2, 2), strides=(2, 2)).sum())
+    np.testing.assert_array_equal(grad(image), plain_grad(image))
