@@ -1,12 +1,20 @@
-"""Tells which device the computation runs on, and whether one lies idle."""
+"""Tells which device the computation runs on, and keeps what was compiled for it."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pathlib
+import platform
 import shutil
 
 import jax
+
+
+def start_device() -> str:
+    """Turns on the compilation cache and returns `describe_device`'s line."""
+    keep_compilations()
+    return describe_device()
 
 
 def describe_device() -> str:
@@ -14,9 +22,7 @@ def describe_device() -> str:
     devices = jax.devices()
     kind = devices[0].device_kind
     if devices[0].platform == "cpu":
-        kind = (
-            f"CPU, {len(os.sched_getaffinity(0))} cores" if _has_affinity() else "CPU"
-        )
+        kind = f"CPU, {len(os.sched_getaffinity(0))} cores" if _has_affinity() else "CPU"
     line = f"device: {len(devices)} x {kind} (jax {jax.__version__})"
     return f"{line}\nWARNING: {idle_gpu()}" if idle_gpu() else line
 
@@ -30,6 +36,34 @@ def idle_gpu() -> str:
         "there is an NVIDIA GPU, but JAX runs on the CPU. Install the GPU build: "
         "make setup EXTRA=cuda12 (or pip install 'nucseg-jax[cuda12]')"
     )
+
+
+def keep_compilations() -> None:
+    """Keeps compiled programs in the user's cache folder, so that they start at once.
+
+    JAX_COMPILATION_CACHE_DIR chooses another folder.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def cache_folder() -> pathlib.Path:
+    """Returns the cache folder of this processor.
+
+    Homes are shared by machines with other processors, where programs compiled for
+    this one would not run.
+    """
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(base) / "nucseg_jax" / _processor_id()
+
+
+def _processor_id() -> str:
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else platform.processor()
+    flags = sorted({line for line in text.splitlines() if line.startswith("flags")})
+    text = platform.machine() + "".join(flags or [text])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _has_affinity() -> bool:

@@ -16,7 +16,7 @@ import tqdm
 from absl import flags
 
 from experiments import flags as shared
-from experiments.device import describe_device
+from experiments.device import start_device
 from nucseg_jax.checkpoints import restore_for_inference
 from nucseg_jax.config import DataConfig
 from nucseg_jax.data.index import Example, load_subsets
@@ -49,7 +49,7 @@ def main() -> None:
     data = dataclasses.replace(config.data, **shared.given(_DATA_SETTINGS))
     data = shared.resolve_data(data)
     subsets = load_subsets(data)
-    print(describe_device())
+    print(start_device())
     segmenter = make_segmenter(model, variables, config, mode=_MODE.value)
     evaluation = evaluate(
         segmenter,

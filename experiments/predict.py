@@ -13,7 +13,7 @@ import sys
 import tqdm
 
 from experiments import flags as shared
-from experiments.device import describe_device
+from experiments.device import start_device
 from nucseg_jax.inference.run import find_jobs, predict_files
 from nucseg_jax.inference.segmenter import load_segmenter
 
@@ -29,7 +29,7 @@ def main() -> int:
     threshold = shared.parse_threshold(_THRESHOLD.value)
     jobs = find_jobs(_INPUT.value)
     segmenter = load_segmenter(_CHECKPOINT.value, mode=_MODE.value, threshold=threshold)
-    print(describe_device())
+    print(start_device())
     outcomes = predict_files(
         tqdm.tqdm(jobs, desc="predicting", unit="image"),
         segmenter.predict,

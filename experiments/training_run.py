@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from experiments.device import describe_device
+from experiments.device import start_device
 from experiments.flags import resolve_data
 from nucseg_jax import checkpoints as ckpt
 from nucseg_jax.config import Config
@@ -38,7 +38,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     """
     data = resolve_data(config.data)
     subsets = index.load_subsets(data)
-    print(describe_device())
+    print(start_device())
     print(describe_data(data.data_dir, subsets))
     with contextlib.closing(ckpt.Checkpoints(workdir)) as saved:
         check_resumable(workdir, saved.saved_config(), config)
