@@ -22,7 +22,9 @@ def describe_device() -> str:
     devices = jax.devices()
     kind = devices[0].device_kind
     if devices[0].platform == "cpu":
-        kind = f"CPU, {len(os.sched_getaffinity(0))} cores" if _has_affinity() else "CPU"
+        kind = (
+            f"CPU, {len(os.sched_getaffinity(0))} cores" if _has_affinity() else "CPU"
+        )
     line = f"device: {len(devices)} x {kind} (jax {jax.__version__})"
     return f"{line}\nWARNING: {idle_gpu()}" if idle_gpu() else line
 
@@ -43,7 +45,7 @@ def keep_compilations() -> None:
 
     JAX_COMPILATION_CACHE_DIR chooses another folder.
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

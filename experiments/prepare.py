@@ -17,7 +17,13 @@ import tempfile
 import zipfile
 import zlib
 
+import numpy as np
+import tqdm
+
 from experiments import flags as shared
+from nucseg_jax.data.index import find_examples
+from nucseg_jax.data.truth import read_pair
+from nucseg_jax.inference.outputs import write_png
 
 _INPUT = shared.source("Folder or zip file.")
 _OUTPUT = shared.output("Folder to create.")
@@ -66,19 +72,11 @@ def unpack(source: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:
 
 def prepare(source: pathlib.Path, output: pathlib.Path) -> int:
     """Writes images, label images and index.csv; returns the number of images."""
-    import numpy as np
-    import tqdm
-    from skimage.segmentation import relabel_sequential
-
-    from nucseg_jax.data.index import find_examples
-    from nucseg_jax.data.truth import read_pair
-    from nucseg_jax.inference.outputs import write_png
-
     rows = []
     (output / "images").mkdir(parents=True)
     for example in tqdm.tqdm(find_examples(source), desc="preparing", unit="image"):
         _, label_image = read_pair(example)
-        label_image = np.asarray(relabel_sequential(label_image)[0], np.uint16)
+        label_image = number_consecutively(label_image)
         name = pathlib.Path(f"{example.id}{example.image.suffix.lower()}")
         shutil.copyfile(example.image, output / "images" / name)
         labels = output / "labels" / name.with_suffix(".png")
@@ -90,6 +88,13 @@ def prepare(source: pathlib.Path, output: pathlib.Path) -> int:
         writer.writerow(["id", "height", "width", "nuclei"])
         writer.writerows(rows)
     return len(rows)
+
+
+def number_consecutively(label_image: np.ndarray) -> np.ndarray:
+    """Renumbers nuclei 1..n in the order of their labels; uint16 [H, W]."""
+    nuclei = np.unique(label_image[label_image > 0])
+    numbers = np.searchsorted(nuclei, label_image) + 1
+    return np.where(label_image > 0, numbers, 0).astype(np.uint16)
 
 
 def _wraps(folder: pathlib.Path) -> bool:

@@ -98,7 +98,7 @@ def _backward(residuals: tuple[Arrays, Array], grad: Array) -> tuple[Arrays, Arr
 _convolve_cpu.defvjp(_forward, _backward)
 
 
-def _split_kernel(kernel: Array, inputs: Arrays) -> list[Array]:
+def _split_kernel(kernel: Array, inputs: Arrays) -> Sequence[Array]:
     """The part of the kernel [3, 3, C, F] that each input meets."""
     sizes = [x.shape[-1] for x in inputs]
     return lax.split(kernel, sizes, axis=2)
@@ -193,9 +193,12 @@ def _shifted_copies(padded: Array) -> Array:
 
 def _product(left: Array, right: Array) -> Array:
     """Sums left^T right over all positions, in float32."""
-    contract = (tuple(range(left.ndim - 1)),) * 2
+    positions = tuple(range(left.ndim - 1))
     return lax.dot_general(
-        left, right, (contract, ((), ())), preferred_element_type=jnp.float32
+        left,
+        right,
+        ((positions, positions), ((), ())),
+        preferred_element_type=jnp.float32,
     )
 
 

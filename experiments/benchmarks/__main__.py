@@ -1,0 +1,171 @@
+"""Measures speed on this machine, beside a peer if one is given.
+
+    python -m experiments.benchmarks --batch_sizes=2,10 --peer="python torch_unetpp.py"
+
+Prints a table and writes it, with the machine's description, to --output as JSON. The
+network and its peer are timed in turn, in one run; a ratio above 1 means that this
+project is faster.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import statistics
+
+import jax
+import jax.numpy as jnp
+import tqdm
+from absl import flags
+
+from experiments import flags as shared
+from experiments.benchmarks import measure
+from experiments.benchmarks.peer import run_peer
+from experiments.device import describe_device
+from nucseg_jax.config import Config
+from nucseg_jax.data.index import load_subsets
+
+_BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["2"], "Batch sizes to measure.")
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed repeats; the median is quoted.")
+_PEER = flags.DEFINE_string(
+    "peer", "", "Command of a peer that takes --batch, --features, --size, --dtype."
+)
+_PARTS = flags.DEFINE_list(
+    "parts", ["train", "infer", "fast", "loader"], "What to measure."
+)
+_OUTPUT = shared.output("JSON file to write.", required=False)
+shared.define_settings("data", "model", "train")
+
+_LOADER_SECONDS = 5.0
+
+
+def main() -> None:
+    """Measures, prints, writes."""
+    config = shared.config_from_flags()
+    print(describe_device())
+    rows = [
+        row
+        for batch_size in map(int, _BATCH_SIZES.value)
+        for row in measure_network(config, batch_size)
+    ]
+    if "loader" in _PARTS.value:
+        rows += measure_loader(config)
+    print(format_table(rows))
+    if _OUTPUT.value:
+        path = pathlib.Path(_OUTPUT.value)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        report = {"machine": machine(config), "rows": rows}
+        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def measure_network(config: Config, batch_size: int) -> list[dict]:
+    """Times the train step and inference, each repeat beside one of the peer."""
+    batch = measure.make_batch(batch_size, config.data.size)
+    timers = {}
+    if "train" in _PARTS.value:
+        timers["train"] = measure.train_step_timer(config, batch)
+    if "infer" in _PARTS.value:
+        timers["infer"] = measure.inference_timer(config, batch["image"])
+    if "fast" in _PARTS.value:
+        for head in range(1, len(config.model.features)):
+            timers[f"fast {head}"] = measure.inference_timer(
+                config, batch["image"], head=head
+            )
+    ours = {name: [] for name in timers}
+    theirs: dict[str, list[float]] = {"train": [], "infer": []}
+    for _ in tqdm.trange(_REPEATS.value, desc=f"batch {batch_size}", unit="repeat"):
+        for name, (run, _) in timers.items():
+            ours[name].append(run() / batch_size)
+        if _PEER.value:
+            peer = ask_peer(config, batch_size)
+            for name in theirs:
+                theirs[name].append(float(peer[f"{name}_s_per_image"]))
+    return [
+        summarize(name, batch_size, ours[name], theirs.get(name, []), timers[name][1])
+        for name in timers
+    ]
+
+
+def ask_peer(config: Config, batch_size: int) -> dict:
+    """Runs the peer on the same task."""
+    return run_peer(
+        _PEER.value,
+        batch_size=batch_size,
+        features=config.model.features,
+        size=config.data.size,
+        dtype=config.model.dtype,
+    )
+
+
+def summarize(
+    name: str, batch_size: int, ours: list[float], theirs: list[float], about: dict
+) -> dict:
+    """Returns one row: medians, spread, ratio to the peer, and XLA's own figures."""
+    row = {
+        "part": name,
+        "batch_size": batch_size,
+        "s_per_image": statistics.median(ours),
+        "all_s_per_image": ours,
+        "gflop_per_s": about["gflop"] / batch_size / statistics.median(ours),
+        **about,
+    }
+    if theirs:
+        ratios = [their / our for our, their in zip(ours, theirs, strict=True)]
+        row |= {"peer_s_per_image": statistics.median(theirs), "all_peer": theirs}
+        row["ratio"] = statistics.median(ratios)
+    return row
+
+
+def measure_loader(config: Config) -> list[dict]:
+    """Measures the loader with 0, 1 and 2 workers, and the bare transforms."""
+    data = shared.resolve_data(config.data)
+    examples = load_subsets(data)["train"]
+    config = dataclasses.replace(config, data=data)
+    rate = measure.transforms_rate(config, examples, _LOADER_SECONDS)
+    rows = [{"part": "transforms alone, one core", "images_per_s": rate}]
+    for workers in (0, 1, 2):
+        train = dataclasses.replace(config.train, num_workers=workers)
+        rate = measure.loader_rate(
+            dataclasses.replace(config, train=train), examples, _LOADER_SECONDS
+        )
+        rows.append({"part": f"loader, {workers} workers", "images_per_s": rate})
+    return rows
+
+
+def machine(config: Config) -> dict:
+    """Describes the machine, the software and the network measured."""
+    return {
+        "device": describe_device(),
+        "cores": os.cpu_count(),
+        "processor": platform.processor() or platform.machine(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "product_gflop_per_s_float32": measure.product_peak(jnp.float32) / 1e9,
+        "product_gflop_per_s_bfloat16": measure.product_peak(jnp.bfloat16) / 1e9,
+        "peer": _PEER.value,
+        "config": config.to_dict(),
+    }
+
+
+def format_table(rows: list[dict]) -> str:
+    """Formats the rows for reading."""
+    lines = [
+        f"{'part':<28}{'batch':>6}{'s/image':>10}{'GFLOP/s':>9}{'peer':>9}{'x':>7}"
+    ]
+    for row in rows:
+        if "images_per_s" in row:
+            lines.append(f"{row['part']:<28}{row['images_per_s']:>16.1f} images/s")
+            continue
+        line = f"{row['part']:<28}{row['batch_size']:>6}{row['s_per_image']:>10.4f}"
+        line += f"{row['gflop_per_s']:>9.0f}"
+        if "ratio" in row:
+            line += f"{row['peer_s_per_image']:>9.4f}{row['ratio']:>7.2f}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    shared.run(main)

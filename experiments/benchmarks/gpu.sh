@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Measures everything that needs a GPU, in one go and within ten minutes, and leaves the
+# results in the folder given as the first argument (default: runs/gpu). The second is
+# the peer's command, if there is one. Works on a CPU too, with smaller sizes:
+#   PYTHON=.venv/bin/python SMALL=1 experiments/benchmarks/gpu.sh runs/rehearsal
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+out=${1:-runs/gpu}
+peer=${2:-}
+python=${PYTHON:-python3}
+small=${SMALL:-}
+mkdir -p "$out"
+
+step() { # name, seconds, command: one part, its output kept, its failure told
+  local name=$1 limit=$2
+  shift 2
+  echo "== $name"
+  timeout "$limit" "$@" > "$out/$name.log" 2>&1
+  echo "$name exited with $?" | tee -a "$out/summary.txt"
+  tail -n 12 "$out/$name.log"
+}
+
+if [ -n "$small" ]; then
+  network=(--features=4,6,8 --size=32 --repeats=2)
+  batches=2
+  training=(--features=4,6,8 --size=32 --num_epochs=2 --steps_per_epoch=3)
+else
+  network=(--dtype=bfloat16 --repeats=5)
+  batches=10,32,64
+  training=(--dtype=bfloat16 --num_workers=8)
+fi
+
+step doctor 60 "$python" -m experiments.doctor
+step speed 240 "$python" -m experiments.benchmarks "${network[@]}" \
+  --batch_sizes="$batches" --parts=train,infer,fast --peer="$peer" \
+  --output="$out/speed.json"
+step training 150 "$python" -m experiments.train \
+  --flagfile=experiments/flagfiles/original.flags --split= --truth=auto \
+  "${training[@]}" --workdir="$out/original"
+step tests 150 env NUCSEG_TEST_PLATFORM= "$python" -m pytest \
+  tests/network tests/training tests/inference
+cat "$out/summary.txt"

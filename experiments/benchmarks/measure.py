@@ -1,0 +1,143 @@
+"""What is timed: the train step, inference in every mode, and the loader.
+
+Each function returns seconds of single repeats after a warm-up, so that the caller may
+alternate them with a peer's and quote medians and ratios. Inputs are random, never
+zeros, for which some hardware is faster.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nucseg_jax.checkpoints import create_model
+from nucseg_jax.config import Config
+from nucseg_jax.data import index, pipeline, transforms
+from nucseg_jax.inference.predictor import make_predict_fn
+from nucseg_jax.training import losses, optim, state, step
+
+
+def make_batch(batch_size: int, side: int) -> dict[str, jax.Array]:
+    """Draws a batch of the shape and dtypes that the loader gives."""
+    image = jax.random.uniform(jax.random.key(0), (batch_size, side, side, 3))
+    return {
+        "image": image,
+        "mask": (image[..., :1] > 0.8).astype(jnp.float32),
+        "valid": jnp.ones(batch_size, bool),
+    }
+
+
+def train_step_timer(
+    config: Config, batch: dict[str, jax.Array]
+) -> tuple[Callable[[], float], dict[str, float]]:
+    """Compiles the train step; returns a timer of one step and what XLA says of it."""
+    model = create_model(config)
+    current = state.create_train_state(
+        model, optim.create_optimizer(config.train, 50), seed=0
+    )
+    loss = losses.SUPERVISIONS[config.train.supervision]
+    jitted = jax.jit(step.make_train_step(loss), donate_argnums=0)
+    compiled, about = _compile(jitted, current, batch)
+
+    def run() -> float:
+        nonlocal current
+        start = time.perf_counter()
+        current, metrics = compiled(current, batch)
+        jax.block_until_ready(metrics)
+        jax.block_until_ready(current)
+        return time.perf_counter() - start
+
+    run()
+    return run, about
+
+
+def inference_timer(
+    config: Config, image: jax.Array, *, head: int = 0
+) -> tuple[Callable[[], float], dict[str, float]]:
+    """Compiles inference, of all heads if `head` is 0; as `train_step_timer`."""
+    model = create_model(config)
+    variables = jax.jit(model.init)(jax.random.key(0), image[:1])
+    mode, head_or_none = ("fast", head) if head else ("accurate", None)
+    predict = make_predict_fn(model, variables, mode, head=head_or_none)
+    compiled, about = _compile(predict, image)
+
+    def run() -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(compiled(image))
+        return time.perf_counter() - start
+
+    run()
+    return run, about
+
+
+def loader_rate(config: Config, examples: list[index.Example], seconds: float) -> float:
+    """Measures images a second of the training loader, its cache filled."""
+    batches = pipeline.make_train_batches(
+        examples,
+        config.data,
+        batch_size=config.train.batch_size,
+        seed=0,
+        num_workers=config.train.num_workers,
+    )
+    try:
+        warm_up = 2 * len(examples) // config.train.batch_size + 20
+        for _ in itertools.islice(batches, warm_up):
+            pass
+        start, count = time.perf_counter(), 0
+        while time.perf_counter() - start < seconds:
+            count += len(next(batches)["image"])
+        return count / (time.perf_counter() - start)
+    finally:
+        batches.close()
+
+
+def transforms_rate(
+    config: Config, examples: list[index.Example], seconds: float
+) -> float:
+    """Measures images a second of the bare transforms on one core, without a loader."""
+    prepared = pipeline.PreparedExamples(examples, config.data)
+    samples = [prepared[i] for i in range(len(prepared))]
+    crop = config.data.size if config.data.framing == "crop" else 0
+    augmentation = transforms.create_augmentation(config.data.augmentation, crop=crop)
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        sample = samples[count % len(samples)]
+        transforms.augment(
+            augmentation, sample.image_u8, sample.label_image, seed=count
+        )
+        count += 1
+    return count / (time.perf_counter() - start)
+
+
+def product_peak(dtype: Any, side: int = 2048, repeats: int = 5) -> float:
+    """Measures the rate of a large matrix product, FLOP/s: what the device can do."""
+    rng = np.random.default_rng(0)
+    left, right = (jnp.asarray(rng.normal(size=(side, side)), dtype) for _ in range(2))
+    product = jax.jit(lambda a, b: jnp.dot(a, b, preferred_element_type=jnp.float32))
+    jax.block_until_ready(product(left, right))
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(product(left, right))
+        times.append(time.perf_counter() - start)
+    return 2 * side**3 / statistics.median(times)
+
+
+def _compile(function: Any, *args: Any) -> tuple[Any, dict[str, float]]:
+    """Compiles ahead of time; returns FLOPs, temporary memory and seconds taken."""
+    start = time.perf_counter()
+    compiled = function.lower(*args).compile()
+    seconds = time.perf_counter() - start
+    memory = compiled.memory_analysis()
+    return compiled, {
+        "compile_s": seconds,
+        "gflop": (compiled.cost_analysis() or {}).get("flops", 0.0) / 1e9,
+        "temporary_mib": getattr(memory, "temp_size_in_bytes", 0) / 2**20,
+    }
