@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from nucseg_jax.network.unet_plus_plus import (
     UNetPlusPlus,
     Variables,
-    combine_heads,
     infer,
     prune,
 )
@@ -55,7 +54,7 @@ def make_predict_fn(
         height, width = images.shape[1:3]
         padded = _pad_to_multiple(images, multiple)
         head_logits = infer(model, variables, padded)
-        probs = jax.nn.sigmoid(combine_heads(head_logits))
+        probs = jax.nn.sigmoid(head_logits).mean(axis=0)
         return probs[:, :height, :width]
 
     return predict
