@@ -103,7 +103,7 @@ def run(main: Any) -> None:
     """Runs a program: quiet libraries, and user errors as one line, not a traceback."""
 
     def guarded(argv: list[str]) -> Any:
-        logging.set_verbosity(logging.WARNING)
+        logging.set_verbosity(logging.ERROR)
         if len(argv) > 1:
             raise app.UsageError(f"unexpected argument: {argv[1]}")
         try:
