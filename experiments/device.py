@@ -26,7 +26,8 @@ def describe_device() -> str:
             f"CPU, {len(os.sched_getaffinity(0))} cores" if _has_affinity() else "CPU"
         )
     line = f"device: {len(devices)} x {kind} (jax {jax.__version__})"
-    return f"{line}\nWARNING: {idle_gpu()}" if idle_gpu() else line
+    warning = idle_gpu()
+    return f"{line}\nWARNING: {warning}" if warning else line
 
 
 def idle_gpu() -> str:

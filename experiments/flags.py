@@ -108,7 +108,7 @@ def run(main: Any) -> None:
             raise app.UsageError(f"unexpected argument: {argv[1]}")
         try:
             return main()
-        except (ConfigError, ValueError, OSError) as error:
+        except (ValueError, OSError) as error:
             if os.environ.get("NUCSEG_TRACEBACK"):
                 raise
             print(f"error: {error}", file=sys.stderr)
