@@ -36,7 +36,7 @@ def prepare_image(
 def equalize(image_u8: np.ndarray, *, clip_limit: float) -> np.ndarray:
     """Evens out the lightness by CLAHE on 8 x 8 tiles; uint8 [H, W, 3] in and out.
 
-    Equal to albumentations' CLAHE of a fixed limit, without the second or so that
+    Equal to albumentations' CLAHE of a fixed limit, without the half second that
     importing albumentations would cost every prediction.
     """
     lab = cv2.cvtColor(image_u8, cv2.COLOR_RGB2LAB)
