@@ -73,14 +73,16 @@ def inference_timer(
     return run, about
 
 
-def loader_rate(config: Config, examples: list[index.Example], seconds: float) -> float:
+def loader_rate(
+    config: Config, examples: list[index.Example], num_workers: int, seconds: float
+) -> float:
     """Measures images a second of the training loader, its cache filled."""
     batches = pipeline.make_train_batches(
         examples,
         config.data,
         batch_size=config.train.batch_size,
         seed=0,
-        num_workers=config.train.num_workers,
+        num_workers=num_workers,
     )
     try:
         warm_up = 2 * len(examples) // config.train.batch_size + 20
@@ -101,6 +103,7 @@ def transforms_rate(
     prepared = pipeline.PreparedExamples(examples, config.data)
     samples = [prepared[i] for i in range(len(prepared))]
     augment, rng = pipeline.Augment(config.data), np.random.default_rng(0)
+    augment.random_map(samples[0], rng)
     start, count = time.perf_counter(), 0
     while time.perf_counter() - start < seconds:
         augment.random_map(samples[count % len(samples)], rng)

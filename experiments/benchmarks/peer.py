@@ -7,7 +7,7 @@ import shlex
 import subprocess
 
 
-class PeerError(RuntimeError):
+class PeerError(OSError):
     """The peer's command failed; the message holds what it printed."""
 
 

@@ -22,9 +22,13 @@ Array = jax.Array
 Arrays = tuple[Array, ...]
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
-# Images of no more pixels than this are convolved as one matrix product: XLA's
-# convolution shares out too little work there.
-_SMALL_IMAGE = 256
+# Images of no more pixels than this are convolved as matrix products: XLA's convolution
+# shares out too little work there, and has no fast kernels for bfloat16, for which
+# processors have instructions that only products reach.
+_SMALL_IMAGE = {jnp.dtype("float32"): 16**2, jnp.dtype("bfloat16"): 64**2}
+# XLA's convolution of fewer channels than this is slow: joining the inputs first costs
+# less than convolving each by itself.
+_FEW_CHANNELS = 64
 # A block of shifted copies of this size stays in the caches of a core while it is
 # multiplied; products of fewer positions are too small to be fast.
 _BLOCK_BYTES = 5 << 19
@@ -52,8 +56,8 @@ class Conv3x3(nn.Module):
 def convolve(inputs: Arrays, kernel: Array) -> Array:
     """Convolves the concatenation of `inputs`, zeros around.
 
-    On CPU they are never concatenated, which would cost as much as a tenth of the
-    convolution.
+    On CPU inputs of many channels are not concatenated, which would cost as much as a
+    tenth of the convolution.
 
     Args:
       inputs: Each [B, H, W, C_k].
@@ -63,8 +67,14 @@ def convolve(inputs: Arrays, kernel: Array) -> Array:
       [B, H, W, F].
     """
     return lax.platform_dependent(
-        inputs, kernel, cpu=_convolve_cpu, default=_convolve_joined
+        inputs, kernel, cpu=_convolve_on_cpu, default=_convolve_joined
     )
+
+
+def _convolve_on_cpu(inputs: Arrays, kernel: Array) -> Array:
+    if max(x.shape[-1] for x in inputs) < _FEW_CHANNELS:
+        inputs = (jnp.concatenate(inputs, axis=-1),)
+    return _convolve_parts(inputs, kernel)
 
 
 def _convolve_joined(inputs: Arrays, kernel: Array) -> Array:
@@ -72,7 +82,7 @@ def _convolve_joined(inputs: Arrays, kernel: Array) -> Array:
 
 
 @jax.custom_vjp
-def _convolve_cpu(inputs: Arrays, kernel: Array) -> Array:
+def _convolve_parts(inputs: Arrays, kernel: Array) -> Array:
     kernels = _split_kernel(kernel, inputs)
     return functools.reduce(jnp.add, map(_convolve_one, inputs, kernels))
 
@@ -80,7 +90,7 @@ def _convolve_cpu(inputs: Arrays, kernel: Array) -> Array:
 def _forward(inputs: Arrays, kernel: Array) -> tuple[Array, tuple[Arrays, Array]]:
     # The gradient reads the result several times: without the barrier, XLA would add
     # the parts anew each time instead of keeping their sum.
-    result = lax.optimization_barrier(_convolve_cpu(inputs, kernel))
+    result = lax.optimization_barrier(_convolve_parts(inputs, kernel))
     return result, (inputs, kernel)
 
 
@@ -95,7 +105,7 @@ def _backward(residuals: tuple[Arrays, Array], grad: Array) -> tuple[Arrays, Arr
     return input_grads, kernel_gradient(inputs, grad)
 
 
-_convolve_cpu.defvjp(_forward, _backward)
+_convolve_parts.defvjp(_forward, _backward)
 
 
 def _split_kernel(kernel: Array, inputs: Arrays) -> Sequence[Array]:
@@ -106,11 +116,25 @@ def _split_kernel(kernel: Array, inputs: Arrays) -> Sequence[Array]:
 
 def _convolve_one(image: Array, kernel: Array) -> Array:
     _, height, width, _ = image.shape
-    if height * width > _SMALL_IMAGE:
+    if height * width > _SMALL_IMAGE[image.dtype]:
         return _direct(image, kernel)
-    copies = _shifted_copies(_pad(image))
+    return _by_products(image, kernel)
+
+
+def _by_products(image: Array, kernel: Array) -> Array:
+    blocks = _Blocks(image.shape, image.dtype.itemsize)
+    padded = _pad(image)
     flat = kernel.reshape(-1, kernel.shape[-1])
-    return lax.dot_general(copies, flat, (((3,), (0,)), ((), ())))
+
+    def multiply_block(_: None, block: Array) -> tuple[None, Array]:
+        copies = _shifted_copies(blocks.window(padded, block))
+        sums = lax.dot_general(
+            copies, flat, (((3,), (0,)), ((), ())), preferred_element_type=jnp.float32
+        )
+        return None, sums.astype(image.dtype)
+
+    _, result = lax.scan(multiply_block, None, jnp.arange(blocks.number))
+    return result.reshape(*image.shape[:3], kernel.shape[-1])
 
 
 def _direct(image: Array, kernel: Array) -> Array:
@@ -142,34 +166,51 @@ def kernel_gradient(inputs: Arrays, grad: Array) -> Array:
 
 def _sum_of_products(shifted: Array, fixed: Arrays) -> Array:
     """Sums shifted[h + r - 1, w + c - 1]^T fixed[h, w] over positions: [3, 3, S, T]."""
-    batch, height, width, channels = shifted.shape
-    images, rows = _block(shifted.shape, shifted.dtype.itemsize)
-    blocks_down = height // rows
+    channels = shifted.shape[-1]
+    blocks = _Blocks(shifted.shape, shifted.dtype.itemsize)
     padded = _pad(shifted)
 
     def add_block(total: Array, block: Array) -> tuple[Array, None]:
-        start = (block // blocks_down * images, block % blocks_down * rows, 0, 0)
-        window = (images, rows + 2, width + 2, channels)
-        copies = _shifted_copies(lax.dynamic_slice(padded, start, window))
-        parts = [
-            lax.dynamic_slice(x, start, (images, rows, *x.shape[2:])) for x in fixed
-        ]
+        copies = _shifted_copies(blocks.window(padded, block))
+        parts = [blocks.part(x, block) for x in fixed]
         return total + _product(copies, jnp.concatenate(parts, axis=-1)), None
 
     total = jnp.zeros((9 * channels, sum(x.shape[-1] for x in fixed)), jnp.float32)
-    num_blocks = batch // images * blocks_down
-    total, _ = lax.scan(add_block, total, jnp.arange(num_blocks))
+    total, _ = lax.scan(add_block, total, jnp.arange(blocks.number))
     return total.reshape(3, 3, channels, -1)
 
 
-def _block(shape: tuple[int, ...], itemsize: int) -> tuple[int, int]:
-    """Chooses how many images and rows one block holds; both divide the whole."""
-    batch, height, width, channels = shape
-    positions = max(_LEAST_POSITIONS, _BLOCK_BYTES // (9 * channels * itemsize))
-    rows = _largest_divisor(height, positions // width)
-    if rows < height:
-        return 1, rows
-    return _largest_divisor(batch, positions // (height * width)), rows
+class _Blocks:
+    """Cuts a batch of images into blocks of whole images, or of rows of one image.
+
+    Attributes:
+      number: How many blocks; they lie in the order of memory.
+    """
+
+    def __init__(self, shape: tuple[int, ...], itemsize: int):
+        batch, height, width, channels = shape
+        positions = max(_LEAST_POSITIONS, _BLOCK_BYTES // (9 * channels * itemsize))
+        rows = _largest_divisor(height, positions // width)
+        whole = rows == height
+        images = _largest_divisor(batch, positions // (height * width)) if whole else 1
+        self._size = (images, rows, width)
+        self._blocks_down = height // rows
+        self.number = batch // images * self._blocks_down
+
+    def part(self, image: Array, block: Array) -> Array:
+        """What a block holds of [B, H, W, C]."""
+        return self._slice(image, block, border=0)
+
+    def window(self, padded: Array, block: Array) -> Array:
+        """The same of [B, H + 2, W + 2, C], with a border of one pixel around it."""
+        return self._slice(padded, block, border=2)
+
+    def _slice(self, image: Array, block: Array, *, border: int) -> Array:
+        images, rows, width = self._size
+        first_image = block // self._blocks_down * images
+        first_row = block % self._blocks_down * rows
+        size = (images, rows + border, width + border, image.shape[-1])
+        return lax.dynamic_slice(image, (first_image, first_row, 0, 0), size)
 
 
 def _largest_divisor(number: int, limit: int) -> int:

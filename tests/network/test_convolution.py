@@ -16,6 +16,7 @@ CASES = {
     "more features than channels": (2, 18, 20, (2, 3), 16),
     "small image": (3, 4, 4, (8,), 8),
     "odd sizes": (1, 17, 19, (5, 2), 3),
+    "inputs that are not joined": (1, 20, 24, (64, 5, 64), 8),
     "many rows": (1, 96, 128, (6,), 6),
 }
 
@@ -100,12 +101,38 @@ def test_one_pixel_kernel_gradient_by_hand():
 
 
 @pytest.mark.parametrize(
-    "shape", [(2, 256, 256, 64), (10, 16, 16, 1024), (3, 7, 11, 5)]
+    "shape", [(2, 256, 256, 64), (10, 16, 16, 1024), (3, 7, 11, 5), (2, 512, 8, 32)]
 )
-def test_blocks_divide_the_whole(shape):
-    images, rows = convolution._block(shape, 4)
-    assert shape[0] % images == 0 and shape[1] % rows == 0
-    assert images == 1 or rows == shape[1]
+def test_blocks_are_the_whole_in_order(shape):
+    """Put one after the other, the blocks are the batch; each window has its border."""
+    blocks = convolution._Blocks(shape, 4)
+    image = np.arange(np.prod(shape[:3]), dtype=np.float32).reshape(*shape[:3], 1)
+    padded = np.pad(image, [(0, 0), (1, 1), (1, 1), (0, 0)])
+    parts = [blocks.part(image, k) for k in range(blocks.number)]
+    np.testing.assert_array_equal(np.concatenate(parts, None), image.ravel())
+    for k, part in enumerate(parts):
+        window = blocks.window(padded, k)
+        np.testing.assert_array_equal(window[:, 1:-1, 1:-1], part)
+
+
+@pytest.mark.parametrize(
+    "dtype, tolerance", [(jnp.float32, 1e-5), (jnp.bfloat16, 0.02)]
+)
+@pytest.mark.parametrize("shape", [(3, 16, 16, 6), (5, 8, 12, 96), (2, 64, 64, 256)])
+def test_products_are_the_convolution(shape, dtype, tolerance):
+    """Small images take the way of matrix products, in blocks; XLA's is the truth."""
+    rng = np.random.default_rng(0)
+    image = jnp.asarray(rng.normal(size=shape), dtype)
+    kernel = jnp.asarray(rng.normal(size=(3, 3, shape[-1], 7)), dtype)
+    expected = convolution._direct(
+        image.astype(jnp.float32), kernel.astype(jnp.float32)
+    )
+    result = convolution._by_products(image, kernel)
+    assert result.dtype == dtype
+    scale = float(jnp.abs(expected).max())
+    np.testing.assert_allclose(
+        result.astype(jnp.float32), expected, atol=tolerance * scale
+    )
 
 
 @pytest.mark.parametrize(
