@@ -1,0 +1,171 @@
+"""Tiles of one size over an image of any size, and their blended reassembly.
+
+A tile is wrong near its edges, where the network lacks what lies beyond. Tiles
+therefore overlap by at least twice the network's reach, and within the reach of an
+edge a tile weighs nothing: what is stitched equals the prediction of the whole.
+Between two tiles the weight goes over smoothly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+# Pixels over which the weight of a tile rises.
+_RAMP = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """Where tiles lie along one axis.
+
+    Attributes:
+      length: Of the image, pixels.
+      tile: Of one tile, pixels; may exceed a short image.
+      starts: First pixel of each tile, ascending; multiples of `plan_axis`'s multiple.
+      margin: Pixels at an inner edge that weigh nothing.
+    """
+
+    length: int
+    tile: int
+    starts: tuple[int, ...]
+    margin: int
+
+    @functools.cached_property
+    def weights(self) -> np.ndarray:
+        """Weight of each pixel of each tile, float32 [tiles, tile].
+
+        At every pixel of the image the weights of all tiles add up to one.
+        """
+        raw = np.stack([self._trapezoid(k) for k in range(len(self.starts))])
+        total = np.zeros(self.starts[-1] + self.tile, np.float32)
+        for start, weights in zip(self.starts, raw, strict=True):
+            total[start : start + self.tile] += weights
+        shares = [total[start : start + self.tile] for start in self.starts]
+        return raw / np.stack(shares)
+
+    def finished(self, k: int) -> int:
+        """How many pixels tile k and those before it settle."""
+        if k + 1 == len(self.starts):
+            return self.length
+        return self.starts[k + 1] + self.margin
+
+    def _trapezoid(self, k: int) -> np.ndarray:
+        """One, but falling to zero before the margins of inner edges."""
+        depth = np.arange(self.tile, dtype=np.float32) + 0.5 - self.margin
+        from_start = depth if k else np.full_like(depth, _RAMP)
+        is_last = k + 1 == len(self.starts)
+        from_end = np.full_like(depth, _RAMP) if is_last else depth[::-1]
+        return np.clip(np.minimum(from_start, from_end) / _RAMP, 0, 1)
+
+
+def plan_axis(length: int, *, tile: int, margin: int, multiple: int) -> Axis:
+    """Places tiles along one axis.
+
+    Args:
+      length: Of the image, pixels, at least 1.
+      tile: Length of a tile, a multiple of `multiple`.
+      margin: Pixels at an inner edge that weigh nothing.
+      multiple: Of what the starts must be: the network halves the resolution, and
+        tiles must be halved in step with the whole.
+
+    Raises:
+      ValueError: If tiles are too short to overlap.
+    """
+    whole = -(-length // multiple) * multiple
+    if whole <= tile:
+        return Axis(length, tile, (0,), margin)
+    stride = (tile - 2 * margin - _RAMP) // multiple * multiple
+    if tile % multiple or stride <= 0:
+        raise ValueError(
+            f"tiles of {tile} pixels do not fit: they overlap by {2 * margin + _RAMP} "
+            f"and must be a multiple of {multiple}"
+        )
+    steps = -(-(whole - tile) // stride)
+    # Evenly spread: no two tiles share more than they must.
+    starts = (
+        k * ((whole - tile) // multiple) // steps * multiple for k in range(steps)
+    )
+    return Axis(length, tile, (*starts, whole - tile), margin)
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Tiles over an image; `tiles` are their (first row, first column), row by row."""
+
+    rows: Axis
+    columns: Axis
+
+    @property
+    def tiles(self) -> list[tuple[int, int]]:
+        """First row and column of every tile, in the order of `stitch`."""
+        return list(itertools.product(self.rows.starts, self.columns.starts))
+
+
+def plan(
+    height: int, width: int, *, tile: tuple[int, int], margin: int, multiple: int
+) -> Grid:
+    """Covers an image with tiles of one size; see `plan_axis`."""
+    return Grid(
+        plan_axis(height, tile=tile[0], margin=margin, multiple=multiple),
+        plan_axis(width, tile=tile[1], margin=margin, multiple=multiple),
+    )
+
+
+def stitch(grid: Grid, tiles: Iterable[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
+    """Blends tiles to rows of the whole width, as soon as these are settled.
+
+    At most two rows of tiles are in memory.
+
+    Args:
+      grid: Where the tiles lie.
+      tiles: float32 [tile height, tile width, C], in the order of `grid.tiles`.
+
+    Yields:
+      First row, and float32 [rows, width, C]; from top to bottom without gaps.
+    """
+    tiles = iter(tiles)
+    done = 0
+    pending: np.ndarray | None = None
+    for k, start in enumerate(grid.rows.starts):
+        row = _blend_row(grid, k, tiles)
+        if pending is not None:
+            row[: len(pending)] += pending
+        finished = grid.rows.finished(k)
+        yield done, row[done - start : finished - start, : grid.columns.length]
+        # The next row of tiles begins within this one.
+        last = k + 1 == len(grid.rows.starts)
+        pending = None if last else row[grid.rows.starts[k + 1] - start :]
+        done = finished
+
+
+def _blend_row(grid: Grid, k: int, tiles: Iterator[np.ndarray]) -> np.ndarray:
+    """Sums one row of tiles by their weights: [tile height, all columns, C]."""
+    columns = grid.columns
+    row: np.ndarray | None = None
+    down = grid.rows.weights[k][:, None, None]
+    for n, start in enumerate(columns.starts):
+        tile = next(tiles)
+        if row is None:
+            width = columns.starts[-1] + columns.tile
+            row = np.zeros((grid.rows.tile, width, tile.shape[-1]), np.float32)
+        across = columns.weights[n][None, :, None]
+        row[:, start : start + columns.tile] += tile * (down * across)
+    assert row is not None
+    return row
+
+
+def reach(depth: int) -> int:
+    """How far from a pixel the network of `depth` levels looks, pixels.
+
+    On its way down and up it has two 3x3 convolutions at each level of the encoder and
+    one at each level of the decoder, that of level i reaching 2^i. A cell of the lowest
+    level lies up to 2^(depth - 1) - 1 pixels to one side of a pixel within it.
+    """
+    encoder = 2 * (2**depth - 1)
+    decoder = 2 ** (depth - 1) - 1
+    return encoder + decoder + 2 ** (depth - 1) - 1

@@ -1,0 +1,115 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nucseg_jax.inference import tiling
+from nucseg_jax.network.unet_plus_plus import UNetPlusPlus, infer
+
+LENGTHS = st.integers(1, 300)
+
+
+def cut(grid, image):
+    """Cuts the tiles of a grid out of an image, zeros where it ends."""
+    height, width = grid.rows.tile, grid.columns.tile
+    below, right = (
+        axis.starts[-1] + axis.tile - axis.length for axis in (grid.rows, grid.columns)
+    )
+    padded = np.pad(image, [(0, max(0, below)), (0, max(0, right)), (0, 0)])
+    for top, left in grid.tiles:
+        yield padded[top : top + height, left : left + width]
+
+
+def assemble(grid, tiles):
+    done, parts = 0, []
+    for top, rows in tiling.stitch(grid, tiles):
+        assert top == done
+        done += len(rows)
+        parts.append(rows)
+    return np.concatenate(parts)
+
+
+@settings(deadline=None)
+@given(LENGTHS, LENGTHS, st.integers(0, 12), st.sampled_from([1, 4, 16]))
+def test_stitching_tiles_gives_the_image_back(height, width, margin, multiple):
+    grid = tiling.plan(height, width, tile=(80, 64), margin=margin, multiple=multiple)
+    image = np.random.default_rng(0).uniform(size=(height, width, 2))
+    image = image.astype(np.float32)
+    np.testing.assert_allclose(assemble(grid, cut(grid, image)), image, atol=1e-6)
+
+
+@settings(deadline=None)
+@given(LENGTHS, st.integers(0, 12), st.sampled_from([1, 4, 16]))
+def test_tiles_cover_the_axis_in_step_and_weigh_one(length, margin, multiple):
+    axis = tiling.plan_axis(length, tile=64, margin=margin, multiple=multiple)
+    assert all(start % multiple == 0 for start in axis.starts)
+    total = np.zeros(axis.starts[-1] + axis.tile)
+    for start, weights in zip(axis.starts, axis.weights, strict=True):
+        assert (weights >= 0).all()
+        total[start : start + 64] += weights
+    assert len(total) >= length
+    np.testing.assert_allclose(total[:length], 1, atol=1e-6)
+
+
+@settings(deadline=None)
+@given(LENGTHS, LENGTHS, st.integers(0, 8))
+def test_what_is_wrong_within_the_margin_does_not_show(height, width, margin):
+    """Pixels that a tile cannot know, near its inner edges, never reach the result."""
+    grid = tiling.plan(height, width, tile=(48, 48), margin=margin, multiple=4)
+    image = np.random.default_rng(0).uniform(size=(height, width, 1))
+    image = image.astype(np.float32)
+
+    def spoil(tile, top, left):
+        tile = tile.copy()
+        if top > 0:
+            tile[:margin] = np.inf
+        if left > 0:
+            tile[:, :margin] = np.inf
+        if top < grid.rows.starts[-1]:
+            tile[48 - margin :] = np.inf
+        if left < grid.columns.starts[-1]:
+            tile[:, 48 - margin :] = np.inf
+        return np.nan_to_num(tile, posinf=1e6)
+
+    tiles = [
+        spoil(tile, *place)
+        for tile, place in zip(cut(grid, image), grid.tiles, strict=True)
+    ]
+    np.testing.assert_allclose(assemble(grid, tiles), image, atol=1e-5)
+
+
+def test_there_is_no_seam_between_tiles_that_differ():
+    """Two flat tiles of unlike brightness go over into each other in small steps."""
+    grid = tiling.plan(32, 96, tile=(32, 64), margin=4, multiple=4)
+    flat = [np.full((32, 64, 1), value, np.float32) for value in (0, 1)]
+    row = assemble(grid, flat)[0, :, 0]
+    assert row[0] == 0 and row[-1] == 1
+    assert np.abs(np.diff(row)).max() < 0.1
+
+
+def test_an_image_smaller_than_a_tile_is_one_tile():
+    grid = tiling.plan(5, 7, tile=(64, 64), margin=8, multiple=16)
+    assert grid.tiles == [(0, 0)]
+
+
+def test_tiles_that_only_overlap_are_refused():
+    with pytest.raises(ValueError, match="tiles of 64 pixels"):
+        tiling.plan_axis(1000, tile=64, margin=32, multiple=16)
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4])
+def test_reach_is_how_far_a_pixel_is_felt(depth):
+    """With no negative weight nothing cancels: one bright pixel shows its whole reach."""
+    model = UNetPlusPlus(features=(2,) * depth)
+    image = jnp.zeros((1, 128, 16, 3))
+    variables = model.init(jax.random.key(0), image)
+    variables = jax.tree.map(lambda leaf: jnp.abs(leaf) + 0.01, variables)
+    dark = infer(model, variables, image)
+    felt = 0
+    for row in range(64, 64 + 2 ** (depth - 1)):
+        bright = infer(model, variables, image.at[0, row, 8].set(1.0))
+        rows = np.nonzero(np.any(np.asarray(bright != dark)[-1, 0], axis=(1, 2)))[0]
+        felt = max(felt, row - rows[0], rows[-1] - row)
+    assert felt == tiling.reach(depth)
