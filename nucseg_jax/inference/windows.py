@@ -1,0 +1,165 @@
+"""Rows of probabilities -> nuclei with ids unique over the image, in bounded memory.
+
+The image is decoded in windows that overlap by twice the halo. A nucleus that a window
+cuts off is left to a later window that holds all of it; one that was found before is
+not found again. So a nucleus across the corner of four windows is one nucleus. Only a
+nucleus that no window can hold is parted: one wider or higher than the halo may be, one
+of twice the halo will be.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The nuclei newly found in a window.
+
+    Attributes:
+      rows: Of the image.
+      columns: Of the image.
+      labels: int32 [h, w], 0 = background or a nucleus of another window.
+      probs: float32 [h, w, T].
+    """
+
+    rows: slice
+    columns: slice
+    labels: np.ndarray
+    probs: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Settled:
+    """Rows of the image to which no nucleus will be added.
+
+    Attributes:
+      top: First row.
+      labels: int32 [h, W].
+      probs: float32 [h, W, T].
+    """
+
+    top: int
+    labels: np.ndarray
+    probs: np.ndarray
+
+
+def find_nuclei(
+    bands: Iterable[np.ndarray],
+    shape: tuple[int, int],
+    decode: Callable[[np.ndarray], np.ndarray],
+    *,
+    core: int,
+    halo: int,
+) -> Iterator[Found | Settled]:
+    """Decodes rows of probabilities as they come.
+
+    Args:
+      bands: float32 [rows, W, T], from top to bottom, H rows in all.
+      shape: H and W of the image.
+      decode: Probabilities [h, w, T] to labels int32 [h, w].
+      core: Side of a window without its halo, pixels.
+      halo: Pixels around it; half the size of the largest nucleus.
+
+    Yields:
+      `Found` for every window, and `Settled` rows after those windows that touch
+      them; both from top to bottom.
+    """
+    height, width = shape
+    canvas = _Canvas(width)
+    rest = iter(bands)
+    for first in range(0, height, core):
+        last = min(first + core, height)
+        is_lowest = last == height
+        below = height if is_lowest else min(last + halo, height)
+        while canvas.bottom < below:
+            canvas.extend(next(rest))
+        rows = slice(max(first - halo, 0), below)
+        for columns in _columns(width, core, halo):
+            yield canvas.find(rows, columns, height, decode, halo)
+        yield canvas.settle(height if is_lowest else last - halo)
+
+
+def _columns(width: int, core: int, halo: int) -> Iterator[slice]:
+    for first in range(0, width, core):
+        last = min(first + core, width)
+        yield slice(max(first - halo, 0), min(last + halo, width))
+
+
+class _Canvas:
+    """The rows of the image that are neither settled nor still to come."""
+
+    def __init__(self, width: int):
+        self._width = width
+        self._top = 0
+        self._labels = np.zeros((0, width), np.int32)
+        self._probs: np.ndarray | None = None
+        self._num_nuclei = 0
+
+    @property
+    def bottom(self) -> int:
+        """The first row that has not come yet."""
+        return self._top + len(self._labels)
+
+    def extend(self, probs: np.ndarray) -> None:
+        """Adds the next rows."""
+        empty = np.zeros(probs.shape[:2], np.int32)
+        self._labels = np.concatenate([self._labels, empty])
+        parts = [probs] if self._probs is None else [self._probs, probs]
+        self._probs = np.concatenate(parts)
+
+    def find(
+        self,
+        rows: slice,
+        columns: slice,
+        height: int,
+        decode: Callable[[np.ndarray], np.ndarray],
+        halo: int,
+    ) -> Found:
+        """Decodes one window and keeps what is new and whole."""
+        assert self._probs is not None
+        here = (slice(rows.start - self._top, rows.stop - self._top), columns)
+        probs, known = self._probs[here], self._labels[here]
+        labels = decode(probs)
+        is_new = _uncovered(labels, known)
+        if rows.stop < height:
+            is_new[_cut_off(labels, 2 * halo)] = False
+        if columns.stop < self._width:
+            is_new[_cut_off(labels.T, 2 * halo)] = False
+        is_new[0] = False
+        ids = np.where(is_new, np.cumsum(is_new) + self._num_nuclei, 0)
+        self._num_nuclei += int(is_new.sum())
+        added = np.where(known > 0, 0, ids[labels]).astype(np.int32)
+        known += added
+        return Found(rows, columns, added, probs)
+
+    def settle(self, until: int) -> Settled:
+        """Gives away the rows above `until`."""
+        assert self._probs is not None
+        count = max(until - self._top, 0)
+        settled = Settled(self._top, self._labels[:count], self._probs[:count])
+        self._top += count
+        # Copies, so that the rows given away are not kept in memory.
+        self._labels = self._labels[count:].copy()
+        self._probs = self._probs[count:].copy()
+        return settled
+
+
+def _uncovered(labels: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Tells which labels lie mostly where nothing was found before: bool [n + 1]."""
+    size = int(labels.max(initial=0)) + 1
+    areas = np.bincount(labels.ravel(), minlength=size)
+    covered = np.bincount(labels[known > 0], minlength=size)
+    return 2 * covered < areas
+
+
+def _cut_off(labels: np.ndarray, overlap: int) -> np.ndarray:
+    """Labels in the last row that a window of the last `overlap` rows would hold."""
+    cut = np.unique(labels[-1])
+    if len(labels) <= overlap:
+        return cut
+    # A nucleus is connected: one that begins above the overlap crosses this row.
+    return np.setdiff1d(cut, labels[-overlap - 1])

@@ -1,0 +1,121 @@
+import numpy as np
+import pytest
+import skimage.draw
+import skimage.measure
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nucseg_jax.inference import windows
+
+
+def decode(probs):
+    return skimage.measure.label(probs[..., 0] > 0.5, connectivity=1).astype(np.int32)
+
+
+def run(mask, *, core, halo, band=7):
+    """Returns the stitched labels, and the number of pixels of each id by window."""
+    probs = mask[..., None].astype(np.float32)
+    bands = (probs[k : k + band] for k in range(0, len(probs), band))
+    rows, found = [], []
+    for item in windows.find_nuclei(bands, mask.shape, decode, core=core, halo=halo):
+        if isinstance(item, windows.Settled):
+            assert item.top == sum(map(len, rows))
+            np.testing.assert_array_equal(
+                item.probs, probs[item.top :][: len(item.probs)]
+            )
+            rows.append(item.labels)
+        else:
+            found.append(item)
+    return np.concatenate(rows), found
+
+
+def discs(seed, shape, radius, number):
+    rng = np.random.default_rng(seed)
+    mask = np.zeros(shape, bool)
+    for _ in range(number):
+        centre = rng.integers(0, shape)
+        mask[skimage.draw.disk(centre, rng.integers(1, radius + 1), shape=shape)] = True
+    return mask
+
+
+def same_partition(one, other):
+    """Tells whether two label images are equal but for the ids."""
+    pairs = np.unique(np.stack([one.ravel(), other.ravel()]), axis=1)
+    return len(np.unique(pairs[0])) == len(np.unique(pairs[1])) == pairs.shape[1]
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(0, 2**16),
+    st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    st.integers(1, 40),
+)
+def test_windows_find_what_the_whole_holds(seed, shape, band):
+    mask = discs(seed, shape, radius=3, number=12)
+    whole = decode(mask[..., None])
+    # Clusters may be wider than a single disc: what is compared must fit the halo.
+    spans = [r.bbox for r in skimage.measure.regionprops(whole)]
+    for top, left, bottom, right in spans:
+        if max(bottom - top, right - left) > 20:
+            mask[top:bottom, left:right] = False
+    whole = decode(mask[..., None])
+    labels, _ = run(mask, core=24, halo=12, band=band)
+    assert same_partition(labels, whole)
+
+
+def test_a_nucleus_on_the_corner_of_four_windows_is_one():
+    mask = np.zeros((64, 64), bool)
+    mask[skimage.draw.disk((32, 32), 7)] = True
+    labels, found = run(mask, core=32, halo=10)
+    np.testing.assert_array_equal(labels, mask)
+    assert sum(item.labels.any() for item in found) == 1
+
+
+def test_each_nucleus_is_whole_in_one_window():
+    mask = discs(3, (150, 130), radius=4, number=60)
+    labels, found = run(mask, core=40, halo=30)
+    areas = np.bincount(labels.ravel())
+    seen = {}
+    for item in found:
+        for id_, area in zip(*np.unique(item.labels, return_counts=True), strict=True):
+            if id_:
+                assert id_ not in seen
+                seen[id_] = area
+        expected = labels[item.rows, item.columns]
+        np.testing.assert_array_equal(
+            item.labels[item.labels > 0], expected[item.labels > 0]
+        )
+    assert seen == {k: int(areas[k]) for k in range(1, len(areas))}
+
+
+def test_ids_are_unique_and_without_gaps():
+    labels, _ = run(discs(5, (100, 200), 3, 80), core=32, halo=20)
+    np.testing.assert_array_equal(np.unique(labels), np.arange(labels.max() + 1))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 90), (90, 1), (32, 32), (33, 31)])
+def test_small_and_thin_images(shape):
+    labels, _ = run(np.ones(shape, bool), core=32, halo=100)
+    np.testing.assert_array_equal(labels, np.ones(shape))
+
+
+def test_a_nucleus_larger_than_the_halo_is_parted_but_not_lost():
+    mask = np.ones((100, 100), bool)
+    labels, _ = run(mask, core=20, halo=4)
+    assert (labels > 0).mean() > 0.9
+
+
+def test_memory_holds_a_few_rows():
+    """The canvas never grows beyond a window's rows and one band."""
+    sizes = []
+
+    def watching(probs):
+        sizes.append(len(probs))
+        return decode(probs)
+
+    mask = np.zeros((2000, 8), bool)
+    bands = (mask[k : k + 10, :, None].astype(np.float32) for k in range(0, 2000, 10))
+    for item in windows.find_nuclei(bands, mask.shape, watching, core=50, halo=5):
+        if isinstance(item, windows.Settled):
+            assert len(item.labels) <= 60
+    assert max(sizes) <= 60
