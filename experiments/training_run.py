@@ -53,7 +53,7 @@ def _train(
     train = config.train
     steps = train.steps_per_epoch or math.ceil(len(subsets["train"]) / train.batch_size)
     start = _restore_or_create(config, steps, saved)
-    loss = losses.SUPERVISIONS[train.supervision]
+    loss = losses.make_loss(train.supervision, config.data.targets)
     train_step = step.make_train_step(loss, ema_decay=train.ema_decay)
     eval_step = step.make_eval_step(ckpt.create_model(config), loss)
     record = history.History(workdir, num_epochs_done=int(start.step) // steps)

@@ -13,11 +13,13 @@ from typing import Any, Literal, get_args
 
 Truth = Literal["auto", "labels", "masks"]
 Framing = Literal["resize", "crop"]
+Normalization = Literal["none", "stretch", "dark"]
 Dtype = Literal["float32", "bfloat16"]
 Supervision = Literal["average", "per_head"]
 Decay = Literal["constant", "cosine", "step"]
+Method = Literal["watershed", "components"]
 
-TARGET_NAMES = ("foreground",)
+TARGET_NAMES = ("foreground", "boundary", "distance")
 
 
 class ConfigError(ValueError):
@@ -58,6 +60,11 @@ class DataConfig:
     )
     size: int = _setting(256, "Side of that square, pixels.")
     clahe_clip_limit: float = _setting(2.5, "Contrast limit of CLAHE; 0 = no CLAHE.")
+    normalization: Normalization = _setting(
+        "none",
+        "Contrast of each image: none = as it is; stretch = percentiles 1 and 99.8 "
+        "become black and white; dark = that, and a bright background is inverted.",
+    )
     augmentation: str = _setting("original", "Augmentation recipe for training.")
     targets: tuple[str, ...] = _setting(
         ("foreground",), "What each head predicts, one channel each."
@@ -69,6 +76,7 @@ class DataConfig:
     def __post_init__(self):
         _check_choice("truth", self.truth, Truth)
         _check_choice("framing", self.framing, Framing)
+        _check_choice("normalization", self.normalization, Normalization)
         _check(self.size >= 16, f"size is {self.size}; it must be at least 16 pixels")
         _check(
             0 < self.val_fraction < 1,
@@ -79,8 +87,11 @@ class DataConfig:
             "clahe_clip_limit and cache_mib must not be negative",
         )
         _check(
-            bool(self.targets) and set(self.targets) <= set(TARGET_NAMES),
-            f"targets is {self.targets}; choose from {', '.join(TARGET_NAMES)}",
+            self.targets[:1] == ("foreground",)
+            and set(self.targets) <= set(TARGET_NAMES)
+            and len(set(self.targets)) == len(self.targets),
+            f"targets is {self.targets}; wanted is foreground, then any of "
+            f"{', '.join(TARGET_NAMES[1:])}",
         )
 
 
@@ -175,6 +186,37 @@ class InferenceConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DecodingConfig:
+    """How probabilities become nuclei; sizes in pixels of the training scale."""
+
+    method: Method = _setting(
+        "watershed", "Part touching nuclei, or take connected components as they are."
+    )
+    threshold: float = _setting(0.5, "Least probability of a nucleus's pixels.")
+    marker_threshold: float = _setting(
+        0.5, "Least depth inside a nucleus that marks it, 0 to 1."
+    )
+    peak_distance: int = _setting(
+        5, "For a network of foreground alone: least distance between two markers."
+    )
+    min_area: int = _setting(12, "Smaller nuclei are dropped.")
+    max_hole: int = _setting(40, "Holes up to this area are filled.")
+
+    def __post_init__(self):
+        _check_choice("method", self.method, Method)
+        for name in ("threshold", "marker_threshold"):
+            value = getattr(self, name)
+            _check(0 <= value <= 1, f"{name} is {value}; it must be in [0, 1]")
+        for name in ("min_area", "max_hole"):
+            value = getattr(self, name)
+            _check(value >= 0, f"{name} is {value}; it must not be negative")
+        _check(
+            self.peak_distance >= 1,
+            f"peak_distance is {self.peak_distance}; it must be at least 1",
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """All settings of one run."""
 
@@ -182,6 +224,7 @@ class Config:
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     inference: InferenceConfig = InferenceConfig()
+    decoding: DecodingConfig = DecodingConfig()
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as nested dicts that JSON can hold."""

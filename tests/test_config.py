@@ -7,12 +7,13 @@ from nucseg_jax.config import (
     Config,
     ConfigError,
     DataConfig,
+    DecodingConfig,
     InferenceConfig,
     ModelConfig,
     TrainConfig,
 )
 
-SECTIONS = (DataConfig, ModelConfig, TrainConfig, InferenceConfig)
+SECTIONS = (DataConfig, ModelConfig, TrainConfig, InferenceConfig, DecodingConfig)
 
 # Every setting with a value that is not its default.
 OTHER = Config(
@@ -25,7 +26,9 @@ OTHER = Config(
         framing="crop",
         size=192,
         clahe_clip_limit=0.0,
+        normalization="dark",
         augmentation="flips",
+        targets=("foreground", "distance"),
         cache_mib=64,
     ),
     model=ModelConfig(features=(8, 16, 32), dtype="bfloat16", batch_norm_momentum=0.9),
@@ -44,6 +47,14 @@ OTHER = Config(
         num_workers=2,
     ),
     inference=InferenceConfig(threshold=0.375, fast_head=3),
+    decoding=DecodingConfig(
+        method="components",
+        threshold=0.4,
+        marker_threshold=0.6,
+        peak_distance=9,
+        min_area=30,
+        max_hole=0,
+    ),
 )
 
 
@@ -70,7 +81,7 @@ def test_every_other_setting_differs_from_its_default():
         for field in dataclasses.fields(section.default)
         if getattr(getattr(OTHER, section.name), field.name) == field.default
     }
-    assert same == {"targets"}  # There is one choice only.
+    assert not same
 
 
 @pytest.mark.parametrize("config", (Config(), OTHER), ids=("default", "other"))
@@ -142,6 +153,14 @@ BAD = (
     (DataConfig, "cache_mib", -1),
     (DataConfig, "targets", ()),
     (DataConfig, "targets", ("foreground", "nucleoli")),
+    (DataConfig, "targets", ("boundary", "foreground")),
+    (DataConfig, "targets", ("foreground", "boundary", "boundary")),
+    (DataConfig, "normalization", "bright"),
+    (DecodingConfig, "method", "voronoi"),
+    (DecodingConfig, "threshold", 1.5),
+    (DecodingConfig, "marker_threshold", -0.5),
+    (DecodingConfig, "min_area", -1),
+    (DecodingConfig, "peak_distance", 0),
     (ModelConfig, "features", (64,)),
     (ModelConfig, "features", (8, 0)),
     (ModelConfig, "dtype", "float16"),

@@ -39,7 +39,7 @@ def train_step_timer(
 ) -> tuple[Callable[[], float], dict[str, float]]:
     """Compiles the train step; returns a timer of one step and what XLA says of it."""
     current = _create_state(config)
-    loss = losses.SUPERVISIONS[config.train.supervision]
+    loss = losses.make_loss(config.train.supervision, config.data.targets)
     jitted = jax.jit(step.make_train_step(loss), donate_argnums=0)
     compiled, about = _compile(jitted, current, batch)
 

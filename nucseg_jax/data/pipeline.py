@@ -87,7 +87,10 @@ class PreparedExamples:
         image, label_image = truth.read_pair(self._examples[index])
         side = self._config.size if self._config.framing == "resize" else 0
         image_u8 = preprocessing.prepare_image(
-            image, clahe_clip_limit=self._config.clahe_clip_limit, side=side
+            image,
+            clahe_clip_limit=self._config.clahe_clip_limit,
+            normalization=self._config.normalization,
+            side=side,
         )
         if side:
             label_image = preprocessing.resize_labels(label_image, (side, side))

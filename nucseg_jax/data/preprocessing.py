@@ -13,24 +13,61 @@ _CLAHE_TILES = (8, 8)
 
 
 def prepare_image(
-    image: np.ndarray, *, clahe_clip_limit: float, side: int = 0
+    image: np.ndarray,
+    *,
+    clahe_clip_limit: float,
+    normalization: str = "none",
+    side: int = 0,
 ) -> np.ndarray:
-    """Resizes an image to a square and evens out its contrast.
+    """Normalises an image, resizes it to a square and evens out its contrast.
 
     Args:
       image: float32 [H, W, 3] in [0, 1].
       clahe_clip_limit: Contrast limit of CLAHE, on the lightness; disabled if 0.
+      normalization: See `contrast_table`.
       side: Side of the square, pixels; the size is kept if 0.
 
     Returns:
       uint8 [side, side, 3] or [H, W, 3].
     """
     image_u8 = to_uint8(image)
+    if normalization != "none":
+        image_u8 = cv2.LUT(image_u8, contrast_table(histogram(image_u8), normalization))
     if side:
         image_u8 = resize(image_u8, (side, side))
     if clahe_clip_limit:
         image_u8 = equalize(image_u8, clip_limit=clahe_clip_limit)
     return image_u8
+
+
+def histogram(image_u8: np.ndarray) -> np.ndarray:
+    """Counts the values of all channels, int64 [256]; parts of an image add up."""
+    return np.bincount(image_u8.ravel(), minlength=256)
+
+
+def contrast_table(counts: np.ndarray, normalization: str) -> np.ndarray:
+    """Makes the table that maps old values to new ones, for `cv2.LUT`.
+
+    All channels share one table, so that hues stay what they are.
+
+    Args:
+      counts: Of the whole image, from `histogram`.
+      normalization: "none", "stretch" (the 1st and 99.8th percentile become 0 and
+        255), or "dark" (the same, and inverted where the median is nearer to the
+        bright end: nuclei are then the bright ones in every kind of microscopy).
+
+    Returns:
+      uint8 [256].
+    """
+    values = np.arange(256)
+    if normalization == "none":
+        return values.astype(np.uint8)
+    shares = np.cumsum(counts) / counts.sum()
+    low, middle, high = np.searchsorted(shares, (0.01, 0.5, 0.998))
+    stretched = np.clip((values - low) / max(high - low, 1), 0, 1)
+    if normalization == "dark" and middle - low > high - middle:
+        stretched = 1 - stretched
+    return np.round(stretched * 255).astype(np.uint8)
 
 
 def equalize(image_u8: np.ndarray, *, clip_limit: float) -> np.ndarray:

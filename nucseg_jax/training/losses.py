@@ -8,7 +8,8 @@ a last batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -85,24 +86,66 @@ def bce_dice_loss(logits: Array, mask: Array, *, valid: Array | None = None) -> 
     )
 
 
+def targets_loss(targets: Sequence[str]) -> Loss:
+    """Makes the loss of several targets: the sum of each channel's own.
+
+    Foreground and boundary are masks and take `bce_dice_loss`. Distance is a value in
+    [0, 1] and takes the cross-entropy alone, which is least where the probability
+    equals the value.
+
+    Args:
+      targets: What the channels are, in order.
+
+    Returns:
+      `loss(logits, mask, valid=None)`.
+    """
+    losses = [_TARGET_LOSSES[name] for name in targets]
+
+    def loss(logits: Array, mask: Array, *, valid: Array | None = None) -> Array:
+        _check_shapes(logits, mask)
+        parts = [
+            channel_loss(logits[..., k : k + 1], mask[..., k : k + 1], valid=valid)
+            for k, channel_loss in enumerate(losses)
+        ]
+        return jnp.sum(jnp.stack(parts))
+
+    return loss
+
+
+_TARGET_LOSSES: dict[str, Loss] = {
+    "foreground": bce_dice_loss,
+    "boundary": bce_dice_loss,
+    "distance": binary_cross_entropy,
+}
+
+
 def average_supervision(
-    head_logits: Array, mask: Array, *, valid: Array | None = None
+    head_logits: Array,
+    mask: Array,
+    *,
+    valid: Array | None = None,
+    loss: Loss = bce_dice_loss,
 ) -> Array:
-    """BCE-Dice loss of the mean of the heads' probabilities, as the original.
+    """Loss of the mean of the heads' probabilities, as the original.
 
     Args:
       head_logits: float [L, B, H, W, T].
       mask: float [B, H, W, T].
       valid: bool [B]; None = all rows.
+      loss: Of logits and mask [B, H, W, T].
     """
-    return bce_dice_loss(combine_heads(head_logits), mask, valid=valid)
+    return loss(combine_heads(head_logits), mask, valid=valid)
 
 
 def per_head_supervision(
-    head_logits: Array, mask: Array, *, valid: Array | None = None
+    head_logits: Array,
+    mask: Array,
+    *,
+    valid: Array | None = None,
+    loss: Loss = bce_dice_loss,
 ) -> Array:
-    """Mean of the heads' BCE-Dice losses, as the UNet++ paper; shapes as above."""
-    losses = [bce_dice_loss(logits, mask, valid=valid) for logits in head_logits]
+    """Mean of the heads' losses, as the UNet++ paper; arguments as above."""
+    losses = [loss(logits, mask, valid=valid) for logits in head_logits]
     return jnp.mean(jnp.stack(losses))
 
 
@@ -110,6 +153,11 @@ SUPERVISIONS: dict[str, Loss] = {
     "average": average_supervision,
     "per_head": per_head_supervision,
 }
+
+
+def make_loss(supervision: str, targets: Sequence[str]) -> Loss:
+    """Makes `loss(head_logits, mask, valid=None)` of a supervision and targets."""
+    return functools.partial(SUPERVISIONS[supervision], loss=targets_loss(targets))
 
 
 def _check_shapes(logits: Array, mask: Array) -> None:

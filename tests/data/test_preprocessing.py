@@ -188,3 +188,40 @@ def test_contrast_is_evened_out_after_resizing():
     assert prepared.shape == (32, 32, 3) and prepared.dtype == np.uint8
     np.testing.assert_array_equal(prepared, expected)
     assert not np.array_equal(prepared, resized)
+
+
+def counts_of(*values):
+    return np.bincount(np.array(values), minlength=256)
+
+
+def test_stretching_takes_the_percentiles_to_the_ends():
+    values = np.repeat(np.arange(100, 201), 20)
+    table = preprocessing.contrast_table(counts_of(*values), "stretch")
+    low, high = np.percentile(values, (1, 99.8), method="inverted_cdf")
+    assert table[int(low)] == 0 and table[int(high)] == 255
+    assert (np.diff(table.astype(int)) >= 0).all()
+
+
+@pytest.mark.parametrize("normalization", ["none", "stretch", "dark"])
+def test_a_flat_image_stays_flat_and_finite(normalization):
+    image = np.full((6, 7, 3), 0.4, np.float32)
+    result = preprocessing.prepare_image(
+        image, clahe_clip_limit=0, normalization=normalization
+    )
+    assert len(np.unique(result)) == 1
+
+
+def test_a_bright_background_becomes_dark_and_a_dark_one_stays():
+    dark = np.full((20, 20, 3), 30, np.uint8)
+    dark[5:9, 5:9] = 200
+    for image_u8 in (dark, 255 - dark):
+        result = preprocessing.prepare_image(
+            preprocessing.to_float(image_u8), clahe_clip_limit=0, normalization="dark"
+        )
+        assert (result[5:9, 5:9] == 255).all() and result[0, 0, 0] == 0
+
+
+def test_histograms_of_parts_add_up():
+    image = np.random.default_rng(0).integers(0, 256, (9, 8, 3), np.uint8)
+    parts = preprocessing.histogram(image[:4]) + preprocessing.histogram(image[4:])
+    np.testing.assert_array_equal(parts, preprocessing.histogram(image))

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import scipy.ndimage
 
 from nucseg_jax import config
 from nucseg_jax.data import targets
@@ -38,3 +39,68 @@ def test_one_channel_for_each_name(monkeypatch):
 
 def test_settings_know_every_target():
     assert tuple(targets.TARGETS) == config.TARGET_NAMES
+
+
+TOUCHING = np.array([[1, 1, 1, 1, 2, 2, 2, 2]] * 6, np.uint16)
+
+
+def test_touching_nuclei_are_parted_by_a_boundary_of_two_pixels():
+    mask = targets.boundary(TOUCHING)
+    np.testing.assert_array_equal(mask, [[0, 0, 0, 1, 1, 0, 0, 0]] * 6)
+
+
+def test_a_nucleus_is_outlined_on_both_sides():
+    labels = np.zeros((9, 9), np.uint16)
+    labels[2:7, 2:7] = 7
+    mask = targets.boundary(labels)
+    assert not mask[3:6, 3:6].any() and mask[2, 2:7].all() and mask[1, 2:7].all()
+    assert not mask[0].any()
+
+
+@pytest.mark.parametrize("size", [3, 7, 21])
+def test_every_nucleus_is_deepest_at_its_centre(size):
+    labels = np.zeros((31, 31), np.uint16)
+    labels[5 : 5 + size, 5 : 5 + size] = 3
+    depth = targets.distance(labels)
+    middle = 5 + size // 2
+    assert depth.max() == depth[middle, middle] == 1
+    assert ((depth > 0) == (labels > 0)).all()
+    np.testing.assert_allclose(depth[5, middle], 2 / (size + 1), atol=1e-6)
+
+
+def test_distance_is_that_to_another_nucleus_too():
+    depth = targets.distance(TOUCHING)
+    # The columns next to each other are outlines; the image's edge is none.
+    np.testing.assert_allclose(depth[3], [1, 0.75, 0.5, 0.25, 0.25, 0.5, 0.75, 1])
+
+
+def test_distance_equals_that_of_scipy():
+    labels = np.zeros((60, 60), np.uint16)
+    yy, xx = np.mgrid[:60, :60]
+    for k, (y, x, r) in enumerate([(15, 15, 9), (40, 35, 14), (15, 34, 6)], 1):
+        labels[(yy - y) ** 2 + (xx - x) ** 2 <= r * r] = k
+    depth = targets.distance(labels)
+    for k in range(1, 4):
+        exact = scipy.ndimage.distance_transform_edt(labels == k)
+        inside = labels == k
+        # OpenCV measures with steps of 1, 1.4 and 2.2 and from the outline's pixels.
+        np.testing.assert_allclose(
+            depth[inside], (exact / exact.max())[inside], atol=0.12
+        )
+
+
+@pytest.mark.parametrize("name", config.TARGET_NAMES)
+@pytest.mark.parametrize("value", [0, 1])
+def test_all_targets_are_defined_for_one_value_everywhere(name, value):
+    result = targets.TARGETS[name](np.full((5, 6), value, np.uint16))
+    expected = 0 if name == "boundary" else value
+    np.testing.assert_array_equal(result, np.full((5, 6), expected))
+
+
+@pytest.mark.parametrize("name", config.TARGET_NAMES)
+def test_ids_change_no_target(name):
+    labels = np.array([[0, 1, 1, 2], [3, 1, 2, 2], [3, 3, 0, 2]], np.uint16)
+    renumbered = np.array([0, 9, 400, 2], np.uint16)[labels]
+    np.testing.assert_array_equal(
+        targets.TARGETS[name](labels), targets.TARGETS[name](renumbered)
+    )

@@ -130,3 +130,41 @@ def test_per_head_supervision_is_the_mean_of_the_losses():
     expected = [losses.bce_dice_loss(logits, mask) for logits in head_logits]
     value = losses.per_head_supervision(jnp.asarray(head_logits), mask)
     np.testing.assert_allclose(value, np.mean(expected), rtol=1e-6)
+
+
+def test_targets_have_losses_of_their_own():
+    """Foreground and boundary are masks, distance is a value: only the latter lacks
+    the Dice term, which would pull it to 0 and 1."""
+    rng = np.random.default_rng(0)
+    logits = jnp.asarray(rng.normal(size=(2, 4, 4, 3)), jnp.float32)
+    mask = jnp.asarray(rng.random((2, 4, 4, 3)), jnp.float32)
+    valid = jnp.array([True, False])
+    loss = losses.targets_loss(("foreground", "boundary", "distance"))
+    parts = [
+        losses.bce_dice_loss(logits[..., :1], mask[..., :1], valid=valid),
+        losses.bce_dice_loss(logits[..., 1:2], mask[..., 1:2], valid=valid),
+        losses.binary_cross_entropy(logits[..., 2:], mask[..., 2:], valid=valid),
+    ]
+    np.testing.assert_allclose(
+        loss(logits, mask, valid=valid), sum(map(float, parts)), rtol=1e-6
+    )
+
+
+@pytest.mark.parametrize("supervision", losses.SUPERVISIONS)
+def test_foreground_alone_is_the_originals_loss(supervision):
+    rng = np.random.default_rng(0)
+    head_logits = jnp.asarray(rng.normal(size=(3, 2, 4, 4, 1)), jnp.float32)
+    mask = jnp.asarray(rng.random((2, 4, 4, 1)) > 0.5, jnp.float32)
+    ours = losses.make_loss(supervision, ("foreground",))(head_logits, mask)
+    np.testing.assert_allclose(
+        ours, losses.SUPERVISIONS[supervision](head_logits, mask), rtol=1e-6
+    )
+
+
+def test_distance_is_learned_as_a_value():
+    """The loss of a distance is least where the probability equals it."""
+    loss = losses.targets_loss(("foreground", "distance"))
+    mask = jnp.full((1, 2, 2, 2), 0.3).at[..., 0].set(1.0)
+    logit = float(np.log(0.3 / 0.7))
+    grad = jax.grad(loss)(jnp.full((1, 2, 2, 2), logit), mask)
+    np.testing.assert_allclose(grad[..., 1], 0, atol=1e-7)
