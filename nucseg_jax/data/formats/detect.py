@@ -1,0 +1,74 @@
+"""Finds out a file's format, by its content rather than its name, and opens it."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+from collections.abc import Iterator
+
+from nucseg_jax.data.errors import ImageError
+from nucseg_jax.data.formats import raster, tiff
+from nucseg_jax.data.formats.stacks import Stack, check_stack
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+ZARR_SUFFIX = ".zarr"
+
+_ZARR_FILES = ("zarr.json", ".zgroup", ".zarray")
+_TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # The last two: BigTIFF.
+
+
+@contextlib.contextmanager
+def open_stacks(
+    path: pathlib.Path, *, axes: str | None, max_pixels: int
+) -> Iterator[list[Stack]]:
+    """Opens a file of any supported format.
+
+    Args:
+      path: PNG, JPEG, BMP or TIFF file, or OME-Zarr folder.
+      axes: What the user says of the axes, a letter each; None = nothing.
+      max_pixels: Limit on pixels that have to be decoded at once.
+
+    Raises:
+      ImageError: If the file is missing or empty, of another format, damaged or too
+        large, or its axes are unknown. Reading regions raises errors of all kinds, so
+        call it within `errors.naming`.
+    """
+    with contextlib.ExitStack() as closing:
+        stacks = closing.enter_context(_open(path, axes, max_pixels))
+        for stack in stacks:
+            check_stack(path, stack)
+        yield stacks
+
+
+def _open(
+    path: pathlib.Path, axes: str | None, max_pixels: int
+) -> contextlib.AbstractContextManager[list[Stack]]:
+    if path.is_dir() and any((path / name).exists() for name in _ZARR_FILES):
+        # Here, because it takes half a second and few need it.
+        from nucseg_jax.data.formats import ome_zarr
+
+        return ome_zarr.open_ome_zarr(path, axes=axes, max_pixels=max_pixels)
+    start = _first_bytes(path)
+    if start.startswith(_TIFF_STARTS):
+        return tiff.open_tiff(path, axes=axes, max_pixels=max_pixels)
+    if raster.find_reader(start) is not None:
+        return raster.open_raster(path, max_pixels=max_pixels)
+    raise ImageError(
+        f"{path}: is no PNG, JPEG, BMP or TIFF, whatever its name; its first bytes "
+        f"are {start!r}"
+    )
+
+
+def _first_bytes(path: pathlib.Path) -> bytes:
+    if path.is_dir():
+        what = "Zarr metadata" if path.suffix.lower() == ZARR_SUFFIX else "image file"
+        raise ImageError(f"{path}: no such file, but a folder without {what}")
+    if not path.exists():
+        raise ImageError(f"{path}: no such file")
+    if not path.is_file():
+        raise ImageError(f"{path}: is no regular file")
+    with path.open("rb") as file:
+        start = file.read(8)
+    if not start:
+        raise ImageError(f"{path}: the file is empty (0 bytes)")
+    return start

@@ -1,0 +1,122 @@
+"""Regions of a picture, put together from blocks and turned upright.
+
+Regions are pairs of slices, rows and columns, with a start and a stop in the picture.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+
+Read = Callable[[slice, slice], np.ndarray]  # (rows, columns) -> [h, w, ...]
+LoadBlock = Callable[..., np.ndarray]  # (..., block row, block column) -> [h, w, ...]
+
+_CACHE_BYTES = 128 << 20
+_CACHE_BYTES_OF_TWO_ROWS = 512 << 20
+
+
+def cached(
+    load: LoadBlock, *, block_bytes: int, blocks_a_row: int
+) -> functools._lru_cache_wrapper[np.ndarray]:
+    """Keeps decoded blocks, so that reading band by band decodes each block once.
+
+    A band ends within a row of blocks, and the next one needs that row again; windows
+    that overlap need two rows. So two rows of blocks are kept if they fit in 512 MiB,
+    more where they are small.
+
+    Args:
+      load: Decodes a block; its arguments are hashable.
+      block_bytes: Of a decoded block.
+      blocks_a_row: Blocks that cover the picture's width, of all channels.
+
+    Returns:
+      The same function with a cache. Threads may call it.
+    """
+    affordable = _CACHE_BYTES_OF_TWO_ROWS // max(block_bytes, 1)
+    kept = max(
+        _CACHE_BYTES // max(block_bytes, 1), min(2 * blocks_a_row, affordable), 1
+    )
+    return functools.lru_cache(maxsize=kept)(load)
+
+
+def read_blocks(
+    load: LoadBlock,
+    rows: slice,
+    columns: slice,
+    *,
+    block_shape: tuple[int, int],
+    samples: int,
+    dtype: np.dtype,
+) -> np.ndarray:
+    """Reads a region from the blocks that it touches.
+
+    Args:
+      load: (block row, block column) -> [h, w, samples]; the array may reach beyond
+        the picture.
+      rows: Of the region.
+      columns: Of the region.
+      block_shape: Height and width of a block.
+      samples: Values of a pixel.
+      dtype: Of the values.
+
+    Returns:
+      [rows, columns, samples].
+    """
+    height, width = block_shape
+    shape = (rows.stop - rows.start, columns.stop - columns.start, samples)
+    region = np.empty(shape, dtype)
+    for i in range(rows.start // height, -(-rows.stop // height)):
+        target_rows, source_rows = _overlap(rows, i * height, height)
+        for j in range(columns.start // width, -(-columns.stop // width)):
+            target_columns, source_columns = _overlap(columns, j * width, width)
+            block = load(i, j)
+            region[target_rows, target_columns] = block[source_rows, source_columns]
+    return region
+
+
+def _overlap(region: slice, start: int, length: int) -> tuple[slice, slice]:
+    """Where the region and a block meet: within the region, and within the block."""
+    first, last = max(region.start, start), min(region.stop, start + length)
+    return (
+        slice(first - region.start, last - region.start),
+        slice(first - start, last - start),
+    )
+
+
+def turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Turns pixels as an EXIF or TIFF orientation asks; unknown ones change nothing."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    return pixels
+
+
+def turned_shape(height: int, width: int, orientation: int) -> tuple[int, int]:
+    """Height and width of the picture once it is turned."""
+    return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+
+
+def read_turned(
+    read: Read, rows: slice, columns: slice, *, shape: tuple[int, int], orientation: int
+) -> np.ndarray:
+    """Reads a region of a turned picture from the picture as it is stored.
+
+    Args:
+      read: Reads a region as it is stored.
+      rows: Of the region in the turned picture.
+      columns: Of the region in the turned picture.
+      shape: Height and width of the turned picture.
+      orientation: 1 to 8.
+    """
+    if orientation in (3, 4, 7, 8):
+        rows = slice(shape[0] - rows.stop, shape[0] - rows.start)
+    if orientation in (2, 3, 6, 7):
+        columns = slice(shape[1] - columns.stop, shape[1] - columns.start)
+    if orientation in (5, 6, 7, 8):
+        rows, columns = columns, rows
+    return turn(read(rows, columns), orientation)

@@ -1,0 +1,127 @@
+"""Opens TIFF files: OME, ImageJ, whole slides, plain stacks and single pictures.
+
+Pages are read by region; of a pyramid, the full size. An OME-TIFF of several files is
+read whole from any of them. The orientation tag is obeyed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import pathlib
+from collections.abc import Iterator
+
+import tifffile
+
+from nucseg_jax.data.formats import (
+    regions,
+    tiff_colours,
+    tiff_layout,
+    tiff_metadata,
+)
+from nucseg_jax.data.formats.stacks import Stack
+from nucseg_jax.data.formats.tiff_pages import Pages
+
+# Kinds of files that hold one slide and small pictures of it.
+_SLIDES = ("svs", "ndpi", "scn", "bif", "qpi", "philips", "avs", "huron", "trestle")
+_BESIDE_SLIDES = ("label image", "macro image")  # Names that Bio-Formats gives them.
+_ORIENTATION = 274
+
+
+@contextlib.contextmanager
+def open_tiff(
+    path: pathlib.Path, *, axes: str | None, max_pixels: int
+) -> Iterator[list[Stack]]:
+    """Reads a file's structure and gives its pictures as stacks.
+
+    Args:
+      path: The file.
+      axes: What the user says of the axes.
+      max_pixels: Limit on pixels that have to be decoded at once.
+
+    Raises:
+      ImageError: If the file is cut off, axes are unknown, a compressed block is too
+        large, or colours or values are of a kind that cannot be read.
+    """
+    with contextlib.ExitStack() as closing, tifffile.TiffFile(path) as tiff:
+        numbers = _choose_series(tiff)
+        stacks = []
+        for number in numbers:
+            stack = _stack_of(path, tiff, number, closing, axes, max_pixels)
+            name = f"s={number}" if len(numbers) > 1 else ""
+            stacks.append(dataclasses.replace(stack, name=name))
+        yield stacks
+
+
+def _choose_series(tiff: tifffile.TiffFile) -> list[int]:
+    """Numbers of the series without thumbnails, masks and pictures of labels."""
+    series = list(tiff.series)
+    if not series:
+        raise ValueError("it holds no picture")
+    if series[0].kind in _SLIDES:
+        sizes = [math.prod(s.keyframe.shape) for s in series]
+        return [sizes.index(max(sizes))]
+    chosen = [
+        number
+        for number, s in enumerate(series)
+        if not (s.keyframe.is_reduced or s.keyframe.is_mask)
+        and s.name not in _BESIDE_SLIDES
+    ]
+    return chosen or [0]
+
+
+def _stack_of(
+    path: pathlib.Path,
+    tiff: tifffile.TiffFile,
+    number: int,
+    closing: contextlib.ExitStack,
+    answer: str | None,
+    max_pixels: int,
+) -> Stack:
+    series = tiff.series[number]
+    samples = tiff_colours.describe(path, series.keyframe, kind=series.kind)
+    layout = tiff_layout.find_layout(path, series, answer)
+    pages = Pages(path, series, max_pixels=max_pixels)
+    closing.callback(pages.close)
+    read = tiff_layout.make_read(
+        path, layout, pages, samples.convert, max_pixels=max_pixels
+    )
+    orientation = series.keyframe.tags.valueof(_ORIENTATION, 1)
+    shape = regions.turned_shape(layout.length("Y"), layout.length("X"), orientation)
+    names = tiff_metadata.channel_names(tiff, number)
+    channels = _name_channels(layout, samples.channels, names)
+    # Colours are channels where the user calls them so.
+    is_answered = "C" in layout.axes and layout.axes != layout.stored
+    return Stack(
+        axes=layout.axes,
+        lengths=layout.lengths,
+        height=shape[0],
+        width=shape[1],
+        channels=channels,
+        is_colour=samples.is_colour and len(channels) == 3 and not is_answered,
+        dtype=samples.dtype,
+        pixel_size=tiff_metadata.pixel_size(tiff, number),
+        read=tiff_layout.make_upright(read, shape, orientation),
+    )
+
+
+def _name_channels(
+    layout: tiff_layout.Layout, samples: tuple[str, ...], names: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Names a pixel's values as the file does, or else by number.
+
+    Args:
+      layout: Of the axes.
+      samples: What a page calls its values.
+      names: What the file calls its channels; may be empty.
+    """
+    count = layout.num_outer_channels
+    total = count * len(samples) if layout.is_by_page else layout.length("CS")
+    if len(names) == total:
+        return names
+    if count == 1 and len(samples) == total:
+        return samples
+    if len(names) == count and layout.is_by_page:
+        return tuple(f"{name} {sample}" for name in names for sample in samples)
+    return tuple(str(n) for n in range(total))

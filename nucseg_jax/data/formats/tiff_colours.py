@@ -1,0 +1,141 @@
+"""What the samples of a TIFF page mean: gray, colours, transparency, channels."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+import PIL.Image
+import tifffile
+from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC
+
+from nucseg_jax.data.errors import ImageError
+from nucseg_jax.data.formats.stacks import COLOURS
+
+# These write a palette only to say how gray values should be shown.
+_GRAY_WITH_PALETTE = ("imagej", "ome", "lsm")
+_GRAY = (
+    PHOTOMETRIC.MINISWHITE,
+    PHOTOMETRIC.MINISBLACK,
+    PHOTOMETRIC.MASK,
+    PHOTOMETRIC.LINEAR_RAW,
+)
+_ALPHA = (EXTRASAMPLE.ASSOCALPHA, EXTRASAMPLE.UNASSALPHA)
+_INK_SET = 332
+_CMYK = 1
+# Their decoder gives RGB where the file has YCbCr.
+_JPEG = (COMPRESSION.OJPEG, COMPRESSION.JPEG, COMPRESSION.ALT_JPEG)
+
+Convert = Callable[[np.ndarray], np.ndarray]  # [h, w, S] -> [h, w, C]
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """What a page's samples come to.
+
+    Attributes:
+      channels: Names of a pixel's values.
+      is_colour: Whether these are red, green and blue.
+      dtype: Of the converted values.
+      convert: Samples as decoded, [h, w, S], to the channels, [h, w, C].
+    """
+
+    channels: tuple[str, ...]
+    is_colour: bool
+    dtype: np.dtype
+    convert: Convert
+
+
+def describe(path: pathlib.Path, page: tifffile.TiffPage, *, kind: str) -> Samples:
+    """Finds out how to read a page's samples.
+
+    Colours come out as RGB without transparency, gray with zero as black. Gray of less
+    than 8 bits is widened to 8, as in PNG; 1 bit is bool.
+
+    Args:
+      path: The file.
+      page: The first page of the series.
+      kind: Of file, as tifffile names it.
+
+    Raises:
+      ImageError: If colours are written in a way that is not supported.
+    """
+    if page.dtype is None:
+        raise ImageError(f"{path}: numbers of {page.bitspersample} bits are unknown")
+    photometric, count = page.photometric, page.samplesperpixel
+    if photometric == PHOTOMETRIC.PALETTE and kind in _GRAY_WITH_PALETTE:
+        photometric = PHOTOMETRIC.MINISBLACK
+    if photometric == PHOTOMETRIC.PALETTE and count == 1:
+        return _colours(_palette(page), np.uint8)
+    if photometric == PHOTOMETRIC.SEPARATED and count >= 4:
+        if page.tags.valueof(_INK_SET, _CMYK) == _CMYK:
+            return _colours(_cmyk_to_rgb, page.dtype)
+        return _gray(page, count)
+    if photometric == PHOTOMETRIC.YCBCR and count == 3:
+        if page.compression in _JPEG:
+            return _colours(_first_three, page.dtype)
+        if page.dtype == np.uint8:
+            return _colours(_ycbcr_to_rgb, page.dtype)
+    if photometric == PHOTOMETRIC.RGB and count in (3, 4):
+        return _colours(_first_three, page.dtype)
+    if photometric in _GRAY or photometric == PHOTOMETRIC.RGB:
+        is_alpha = count == 2 and page.extrasamples[:1] in [(a,) for a in _ALPHA]
+        return _gray(page, 1 if is_alpha else count)
+    name = getattr(photometric, "name", photometric)
+    raise ImageError(f"{path}: its colours are {name}; save it as RGB first")
+
+
+def _colours(convert: Convert, dtype: np.typing.DTypeLike) -> Samples:
+    return Samples(COLOURS, True, np.dtype(dtype), convert)
+
+
+def _gray(page: tifffile.TiffPage, count: int) -> Samples:
+    assert page.dtype is not None
+    is_inverted = page.photometric == PHOTOMETRIC.MINISWHITE
+    convert = functools.partial(
+        _to_gray, count=count, bits=page.bitspersample, is_inverted=is_inverted
+    )
+    names = tuple(str(n) for n in range(count))
+    return Samples(names, False, page.dtype, convert)
+
+
+def _to_gray(
+    pixels: np.ndarray, *, count: int, bits: int, is_inverted: bool
+) -> np.ndarray:
+    pixels = pixels[..., :count]
+    if pixels.dtype == np.uint8 and bits < 8:
+        pixels = (pixels.astype(np.uint16) * 255 // (2**bits - 1)).astype(np.uint8)
+    if not is_inverted:
+        return pixels
+    if pixels.dtype.kind == "u" and bits > 8:
+        return (2**bits - 1) - pixels  # 12 bits lie in a uint16.
+    return 1 - pixels if pixels.dtype.kind == "f" else ~pixels
+
+
+def _first_three(pixels: np.ndarray) -> np.ndarray:
+    return pixels[..., :3]
+
+
+def _palette(page: tifffile.TiffPage) -> Convert:
+    colours = np.asarray(page.colormap).T  # uint16 [shades, 3]
+    shift = 8 if colours.max() > 255 else 0  # Some programs write 8-bit colours.
+    table = (colours >> shift).astype(np.uint8)
+    return lambda pixels: table[pixels[..., 0].astype(np.intp)]
+
+
+def _cmyk_to_rgb(pixels: np.ndarray) -> np.ndarray:
+    """Ink takes light away, black ink from all colours alike."""
+    if pixels.dtype.kind == "f":
+        return (1 - pixels[..., :3]) * (1 - pixels[..., 3:4])
+    white = np.iinfo(pixels.dtype).max
+    light = (white - pixels[..., :4]).astype(np.float64)
+    rgb = np.rint(light[..., :3] * light[..., 3:4] / white)
+    return rgb.astype(pixels.dtype)
+
+
+def _ycbcr_to_rgb(pixels: np.ndarray) -> np.ndarray:
+    image = PIL.Image.fromarray(np.ascontiguousarray(pixels), "YCbCr")
+    return np.array(image.convert("RGB"))
