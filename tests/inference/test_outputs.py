@@ -42,7 +42,7 @@ def test_names_may_hold_spaces_and_any_script(tmp_path, name):
 
 
 def fail_while_saving(monkeypatch):
-    def save(picture, file, format):
+    def save(picture, file, **options):
         file.write_bytes(b"half a picture")
         raise OSError("no space left on device")
 
@@ -58,7 +58,7 @@ def fail_while_renaming(monkeypatch):
 
 
 def interrupt_while_saving(monkeypatch):
-    def save(picture, file, format):
+    def save(picture, file, **options):
         file.write_bytes(b"half a picture")
         raise KeyboardInterrupt("no space left on device")
 

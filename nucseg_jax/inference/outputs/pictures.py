@@ -1,33 +1,16 @@
-"""Writes results as pictures: each file appears whole or not at all."""
+"""Results as pictures."""
 
 from __future__ import annotations
 
-import contextlib
-import os
 import pathlib
-from collections.abc import Iterator
 
 import numpy as np
 import PIL.Image
 import skimage.segmentation
 
+from nucseg_jax.inference.outputs.files import replacing
+
 OUTLINE_COLOUR = (255, 214, 0)  # Yellow: seen on black, on gray and on purple stain.
-
-
-@contextlib.contextmanager
-def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a temporary file to write, which takes the name `path` at the end.
-
-    Folders are created. After an error nothing is left behind, and a file that was
-    there before stays.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_png(path: pathlib.Path, pixels: np.ndarray) -> None:
@@ -38,7 +21,15 @@ def write_png(path: pathlib.Path, pixels: np.ndarray) -> None:
         file is left behind.
     """
     with replacing(path) as temporary:
-        PIL.Image.fromarray(pixels).save(temporary, format="PNG")
+        save_png(temporary, pixels)
+
+
+def save_png(
+    path: pathlib.Path, pixels: np.ndarray, *, compress_level: int = 6
+) -> None:
+    """Writes a picture under just this name, which needs no ending."""
+    image = PIL.Image.fromarray(pixels)
+    image.save(path, format="PNG", compress_level=compress_level)
 
 
 def mask_picture(foreground: np.ndarray) -> np.ndarray:

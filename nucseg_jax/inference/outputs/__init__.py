@@ -1,0 +1,50 @@
+"""Files out: label images, masks, probabilities, overlays, tables, outlines, a report.
+
+Each file appears whole or not at all. Writers are fed by the streams of a plane, so
+that no output needs the whole of a huge image in memory. The report is in `page`,
+which draws with matplotlib and so takes longer to import than the rest.
+"""
+
+from nucseg_jax.inference.outputs.files import remove_leftovers, replacing
+from nucseg_jax.inference.outputs.pictures import (
+    OUTLINE_COLOUR,
+    mask_picture,
+    overlay_picture,
+    probability_picture,
+    stretch_contrast,
+    write_png,
+)
+from nucseg_jax.inference.outputs.products import (
+    PRODUCTS,
+    Product,
+    check_save,
+    create_writers,
+)
+from nucseg_jax.inference.outputs.summaries import (
+    SummaryError,
+    is_finished,
+    merge_tables,
+    read_summaries,
+)
+from nucseg_jax.inference.outputs.writer import Writer, WriterGroup
+
+__all__ = [
+    "OUTLINE_COLOUR",
+    "PRODUCTS",
+    "Product",
+    "SummaryError",
+    "Writer",
+    "WriterGroup",
+    "check_save",
+    "create_writers",
+    "is_finished",
+    "mask_picture",
+    "merge_tables",
+    "overlay_picture",
+    "probability_picture",
+    "read_summaries",
+    "remove_leftovers",
+    "replacing",
+    "stretch_contrast",
+    "write_png",
+]

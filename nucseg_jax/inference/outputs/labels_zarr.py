@@ -1,0 +1,121 @@
+"""The label image as OME-Zarr pyramid.
+
+Version 0.4 of the format, on Zarr 2: whoever reads 0.5 reads 0.4, the reverse is not
+so (QuPath and Bio-Formats read Zarr 2). https://ngff.openmicroscopy.org/0.4/
+"""
+
+from __future__ import annotations
+
+import pathlib
+import zlib
+from typing import Any
+
+import numpy as np
+import zarr
+
+from nucseg_jax.inference.outputs.nuclei import NucleiSource
+from nucseg_jax.inference.outputs.rows import RowBlocks
+from nucseg_jax.inference.outputs.writer import Writer
+from nucseg_jax.inference.streams import Band, PlaneInfo
+
+CHUNK = 512
+
+
+class LabelsZarrWriter(Writer):
+    """Writes uint32 labels, each level every second row and column of the one before.
+
+    Every level is written by rows of whole chunks, and read back.
+    """
+
+    needs_bands = True
+
+    def __init__(
+        self,
+        path: pathlib.Path,
+        info: PlaneInfo,
+        source: NucleiSource | None = None,
+    ):
+        """Creates the arrays, all background."""
+        super().__init__(path, info, source)
+        self._group = zarr.open_group(
+            str(self._temporary), mode="w", zarr_format=2, attributes=_attributes(info)
+        )
+        self._levels = [
+            _Level(self._group, level, info) for level in range(count_levels(info))
+        ]
+
+    def _add_band(self, band: Band) -> None:
+        for level in self._levels:
+            level.add(band.top, band.labels)
+
+    def _complete(self) -> None:
+        for level in self._levels:
+            level.finish()
+
+
+class _Level:
+    """One level, filled from top to bottom."""
+
+    def __init__(self, group: zarr.Group, level: int, info: PlaneInfo):
+        self._step = 2**level
+        shape = tuple(-(-n // self._step) for n in (info.height, info.width))
+        self._array = group.create_array(
+            str(level),
+            shape=shape,
+            chunks=(CHUNK, CHUNK),
+            dtype=np.uint32,
+            fill_value=0,
+            chunk_key_encoding={"name": "v2", "separator": "/"},
+        )
+        self._blocks = RowBlocks(CHUNK)
+        self._checksums: list[int] = []
+
+    def add(self, top: int, labels: np.ndarray) -> None:
+        """Takes the next rows of the image, [h, W]."""
+        sampled = labels[-top % self._step :: self._step, :: self._step]
+        # A copy: a view would keep the whole band in memory.
+        for block in self._blocks.push(sampled.astype(np.uint32)):
+            self._write(block)
+
+    def finish(self) -> None:
+        """Writes what is left and compares the level with what went in."""
+        for block in self._blocks.rest():
+            self._write(block)
+        for index, checksum in enumerate(self._checksums):
+            rows: Any = self._array[index * CHUNK : (index + 1) * CHUNK]
+            if zlib.crc32(np.ascontiguousarray(rows).data) != checksum:
+                raise OSError("reads back differently from what was written")
+
+    def _write(self, block: np.ndarray) -> None:
+        top = len(self._checksums) * CHUNK
+        self._array[top : top + len(block)] = block
+        self._checksums.append(zlib.crc32(np.ascontiguousarray(block).data))
+
+
+def count_levels(info: PlaneInfo) -> int:
+    """Levels until one chunk holds all."""
+    side, levels = max(info.height, info.width), 1
+    while side > CHUNK:
+        side, levels = -(-side // 2), levels + 1
+    return levels
+
+
+def _attributes(info: PlaneInfo) -> dict[str, Any]:
+    """Metadata of a multiscale label image; pixels of unknown size get no unit."""
+    unit = {"unit": "micrometer"} if info.pixel_size else {}
+    size = info.pixel_size or 1.0
+    datasets = [
+        {
+            "path": str(level),
+            "coordinateTransformations": [
+                {"type": "scale", "scale": [size * 2**level] * 2}
+            ],
+        }
+        for level in range(count_levels(info))
+    ]
+    axes = [{"name": name, "type": "space", **unit} for name in "yx"]
+    multiscale = {"version": "0.4", "name": "nuclei", "axes": axes}
+    return {
+        "multiscales": [{**multiscale, "datasets": datasets, "type": "nearest"}],
+        "image-label": {"version": "0.4"},
+    }

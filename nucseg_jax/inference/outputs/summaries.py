@@ -1,0 +1,144 @@
+"""Finished images of an output folder, and the tables of all of them together."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from nucseg_jax.inference.outputs.files import TEXT, replacing
+
+TABLES = "tables"
+# What `summary.csv` takes over from summaries, after the image's name.
+SUMMARY_COLUMNS = (
+    "source",
+    "height",
+    "width",
+    "pixel_size",
+    "count",
+    "density_per_megapixel",
+    "density_per_mm2",
+    "median_area",
+    "unit",
+    "seconds",
+)
+
+
+class SummaryError(ValueError):
+    """A file of an output folder is damaged or missing."""
+
+
+def summary_path(folder: pathlib.Path, name: pathlib.PurePath) -> pathlib.Path:
+    """Where the summary of an image lies; it is written last of its files."""
+    return folder / TABLES / name.with_name(f"{name.name}.json")
+
+
+def is_finished(
+    folder: pathlib.Path, name: pathlib.PurePath, save: Sequence[str]
+) -> bool:
+    """Tells if all products in `save` of an image are there."""
+    try:
+        outputs = read_summary(summary_path(folder, name))["outputs"]
+    except (SummaryError, FileNotFoundError):
+        return False
+    return all(p in outputs and (folder / outputs[p]).exists() for p in save)
+
+
+def read_summary(path: pathlib.Path) -> dict[str, Any]:
+    """Reads the summary of an image.
+
+    Raises:
+      FileNotFoundError: If there is none.
+      SummaryError: If it is damaged.
+    """
+    try:
+        summary = json.loads(path.read_text(**TEXT))
+        return {"name": summary["name"], "outputs": summary["outputs"], **summary}
+    except (ValueError, TypeError, KeyError) as error:
+        raise SummaryError(
+            f"{path}: is no summary of an image; delete it and run again"
+        ) from error
+
+
+def read_summaries(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
+    """Yields the summaries of all finished images, in the order of their files' names.
+
+    Raises:
+      SummaryError: If one is damaged.
+    """
+    for path in sorted((folder / TABLES).rglob("*.json")):
+        yield read_summary(path)
+
+
+def merge_tables(folder: pathlib.Path) -> int:
+    """Writes `nuclei.csv` and `summary.csv` over all finished images.
+
+    `nuclei.csv` has the columns of all images, empty where an image lacks one; it is
+    left out where no image has a table. Only one row is in memory at a time. Safe to
+    repeat, also while other processes finish images.
+
+    Returns:
+      The number of images.
+
+    Raises:
+      SummaryError: If a file is damaged or missing.
+    """
+    tables: list[tuple[str, pathlib.Path]] = []
+    count = 0
+    with _csv_writer(folder / "summary.csv") as rows:
+        rows.writerow(["image", *SUMMARY_COLUMNS])
+        for summary in read_summaries(folder):
+            count += 1
+            rows.writerow([summary["name"], *map(summary.get, SUMMARY_COLUMNS)])
+            if "table" in summary["outputs"]:
+                tables.append((summary["name"], folder / summary["outputs"]["table"]))
+    if tables:
+        _merge_nuclei(tables, folder / "nuclei.csv")
+    return count
+
+
+def _merge_nuclei(
+    tables: Sequence[tuple[str, pathlib.Path]], path: pathlib.Path
+) -> None:
+    columns = unite_columns(next(_read_table(table)) for _, table in tables)
+    with _csv_writer(path) as rows:
+        rows.writerow(["image", *columns])
+        for name, table in tables:
+            lines = _read_table(table)
+            place = {column: index for index, column in enumerate(next(lines))}
+            places = [place.get(column) for column in columns]
+            for line in lines:
+                rows.writerow([name, *("" if p is None else line[p] for p in places)])
+
+
+def unite_columns(headers: Iterable[Sequence[str]]) -> list[str]:
+    """Unites columns; one that is new comes after its left neighbour."""
+    united: list[str] = []
+    for header in dict.fromkeys(map(tuple, headers)):
+        place = 0
+        for column in header:
+            if column not in united:
+                united.insert(place, column)
+            place = united.index(column) + 1
+    return united
+
+
+def _read_table(path: pathlib.Path) -> Iterator[list[str]]:
+    """Yields the header and the rows of an image's table."""
+    try:
+        with open(path, newline="", **TEXT) as file:
+            yield from csv.reader(file)
+    except FileNotFoundError as error:
+        raise SummaryError(
+            f"{path}: is missing; delete the summary beside it and run again"
+        ) from error
+
+
+@contextlib.contextmanager
+def _csv_writer(path: pathlib.Path) -> Iterator[Any]:
+    """Gives a writer of rows, whose file appears whole."""
+    with replacing(path) as temporary, open(temporary, "w", newline="", **TEXT) as file:
+        yield csv.writer(file, lineterminator="\n")

@@ -1,0 +1,158 @@
+"""The table of one image's nuclei, and its summary, whose presence says "done"."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from nucseg_jax.inference.measurements import MICROMETRES, PIXELS
+from nucseg_jax.inference.outputs.files import TEXT, naming
+from nucseg_jax.inference.outputs.nuclei import NucleiSource
+from nucseg_jax.inference.outputs.writer import Writer
+from nucseg_jax.inference.streams import PlaneInfo, Window
+
+# Positions to a thousandth of a pixel; everything else to six digits.
+_FORMATS = {"y": "%.3f", "x": "%.3f"}
+# Areas are counted in bins a factor of 2 ** (1/8) wide: twice the DNA is about twice
+# the area, which is 8 bins apart. Counts of many images can be added.
+BINS_PER_OCTAVE = 8
+MEGAPIXEL = 1e6
+
+
+class TableWriter(Writer):
+    """Writes a CSV file with one row a nucleus, in the order of the windows."""
+
+    def __init__(
+        self,
+        path: pathlib.Path,
+        info: PlaneInfo,
+        source: NucleiSource | None = None,
+    ):
+        """Starts a table."""
+        super().__init__(path, info, source)
+        with naming(path):
+            self._file = open(self._temporary, "w", newline="", **TEXT)
+        self._rows = csv.writer(self._file, lineterminator="\n")
+        self._rows.writerow(self._source.column_names())
+
+    def _add_window(self, window: Window) -> None:
+        table = self._source.of(window).table
+        columns = [_format_column(name, column) for name, column in table.items()]
+        self._rows.writerows(zip(*columns, strict=True))
+
+    def _complete(self) -> None:
+        self._file.close()
+
+    def _release(self) -> None:
+        self._file.close()
+
+
+def _format_column(name: str, column: np.ndarray) -> list[Any]:
+    """Formats fractions; whole numbers, words and booleans stay."""
+    values = column.tolist()
+    if column.dtype.kind != "f":
+        return values
+    template = _FORMATS.get(name, "%.6g")
+    return [template % value for value in values]
+
+
+class SummaryWriter(Writer):
+    """Writes the summary of an image as JSON, last of all its files.
+
+    Attributes:
+      seconds: To write down; None = since this writer was made.
+    """
+
+    def __init__(
+        self,
+        path: pathlib.Path,
+        info: PlaneInfo,
+        source: NucleiSource | None = None,
+        *,
+        outputs: Mapping[str, str],
+    ):
+        """Starts a summary.
+
+        Args:
+          path: The JSON file.
+          info: Of the plane.
+          source: Shared by the writers of a plane.
+          outputs: Product -> its file, relative to the output folder.
+        """
+        super().__init__(path, info, source)
+        self.seconds: float | None = None
+        self._outputs = dict(outputs)
+        self._areas: list[np.ndarray] = []
+        self._start = time.perf_counter()
+
+    def _add_window(self, window: Window) -> None:
+        self._areas.append(self._source.of(window).table["area"])
+
+    def _complete(self) -> None:
+        areas = np.concatenate([np.zeros(0), *self._areas])
+        seconds = self.seconds
+        if seconds is None:
+            seconds = time.perf_counter() - self._start
+        summary = {
+            **summarize(self.info, areas),
+            "seconds": round(seconds, 3),
+            "outputs": self._outputs,
+            "area_histogram": count_areas(areas),
+        }
+        text = json.dumps(summary, ensure_ascii=False, indent=1)
+        self._temporary.write_text(text + "\n", **TEXT)
+
+
+def summarize(info: PlaneInfo, areas: np.ndarray) -> dict[str, Any]:
+    """Counts nuclei, and how many there are to an area.
+
+    Args:
+      info: Of the plane.
+      areas: Of each nucleus [n], in square micrometres where the pixel size is known,
+        else in pixels.
+
+    Returns:
+      The row of `summary.csv`; None where something is unknown or undefined.
+    """
+    count, megapixels = len(areas), info.height * info.width / MEGAPIXEL
+    per_megapixel = count / megapixels if megapixels else None
+    per_mm2 = None
+    if info.pixel_size and per_megapixel is not None:
+        # A megapixel of 1 µm a pixel is a square millimetre.
+        per_mm2 = per_megapixel / info.pixel_size**2
+    return {
+        "name": info.name,
+        "source": str(info.source),
+        "height": info.height,
+        "width": info.width,
+        "pixel_size": info.pixel_size,
+        "count": count,
+        "density_per_megapixel": _round(per_megapixel),
+        "density_per_mm2": _round(per_mm2),
+        "median_area": _round(float(np.median(areas))) if count else None,
+        "unit": MICROMETRES if info.pixel_size else PIXELS,
+    }
+
+
+def count_areas(areas: np.ndarray) -> dict[str, int]:
+    """Counts areas in bins: bin k reaches from 2 ** (k / 8) to 2 ** ((k + 1) / 8).
+
+    Returns:
+      Number of the bin, as JSON's keys are words -> count; empty bins are left out.
+    """
+    bins = np.floor(BINS_PER_OCTAVE * np.log2(areas)).astype(int)
+    places, counts = np.unique(bins, return_counts=True)
+    return dict(zip(map(str, places.tolist()), counts.tolist(), strict=True))
+
+
+def _round(value: float | None) -> float | None:
+    if value is None or not math.isfinite(value):
+        return None
+    return float(f"{value:.6g}")
