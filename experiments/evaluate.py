@@ -3,7 +3,8 @@
     python -m experiments.evaluate --checkpoint=runs/demo
 
 Data and split are those of the training unless others are named. The output folder,
-by default CHECKPOINT/evaluation_SUBSET, gets metrics.json and predictions.png.
+by default CHECKPOINT/evaluation_SUBSET, gets metrics.json and predictions.png, and
+average_precision.png if the truth tells nuclei apart (label images do, masks do not).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import dataclasses
 import json
 import pathlib
 
+import numpy as np
 import tqdm
 from absl import flags
 
@@ -20,10 +22,15 @@ from experiments.device import start_device
 from nucseg_jax.checkpoints import restore_for_inference
 from nucseg_jax.config import DataConfig
 from nucseg_jax.data.index import Example, load_subsets
-from nucseg_jax.data.truth import read_pair
-from nucseg_jax.evaluation.evaluate import Evaluation, evaluate, tune_threshold
-from nucseg_jax.evaluation.figures import draw_predictions
-from nucseg_jax.evaluation.report import best_median_worst, format_table
+from nucseg_jax.evaluation import figures
+from nucseg_jax.evaluation.evaluate import (
+    Evaluation,
+    ImageScore,
+    evaluate,
+    predict_example,
+    tune_threshold,
+)
+from nucseg_jax.evaluation.report import ap_curves, best_median_worst, format_table
 from nucseg_jax.inference.segmenter import Segmenter, make_segmenter
 
 _CHECKPOINT = shared.checkpoint()
@@ -33,8 +40,8 @@ _SUBSET = flags.DEFINE_enum(
 _OUTPUT = shared.output("Folder for the results.", required=False)
 _MODE = shared.mode()
 _THRESHOLD = shared.threshold(
-    "Least probability of a nucleus; evaluation also takes 'tuned', for the one of "
-    "highest pixel IoU on val."
+    "Least probability of a nucleus, for the pixel metrics; evaluation also takes "
+    "'tuned', for the one of highest pixel IoU on val."
 )
 _SCORE_SIZE = flags.DEFINE_integer(
     "score_size", 0, "Score at this square size, pixels; 0 = at each image's own."
@@ -97,25 +104,59 @@ def output_folder() -> pathlib.Path:
 def write_results(
     segmenter: Segmenter, evaluation: Evaluation, about: dict, folder: pathlib.Path
 ) -> None:
-    """Writes metrics.json and predictions.png."""
+    """Writes metrics.json and the pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     metrics = json.dumps({"protocol": about} | evaluation.to_dict(), indent=2)
-    (folder / "metrics.json").write_text(metrics + "\n", encoding="utf-8")
-    draw_examples(segmenter, evaluation, folder / "predictions.png")
-    print(f"written: {folder / 'metrics.json'}, {folder / 'predictions.png'}")
+    paths = [folder / "metrics.json", folder / "predictions.png"]
+    paths[0].write_text(metrics + "\n", encoding="utf-8")
+    if evaluation.instance_counts:
+        paths.append(folder / "average_precision.png")
+        draw_nuclei(segmenter, evaluation, paths[1])
+        figures.draw_average_precision(ap_curves(evaluation), paths[2])
+    else:
+        draw_masks(segmenter, evaluation, paths[1])
+    print(f"written: {', '.join(map(str, paths))}")
 
 
-def draw_examples(
+def draw_nuclei(
     segmenter: Segmenter, evaluation: Evaluation, path: pathlib.Path
 ) -> None:
-    """Draws the best, the median and the worst image at their own size."""
+    """Draws the nuclei of the best, the median and the worst image."""
+    panels = []
+    for place, score in best_median_worst(evaluation).items():
+        image, label_image, probs = repredict(segmenter, score)
+        mean_ap = score.to_dict()["instances"]["mean_ap"]
+        title = f"{place}: {shorten(score.example.id)}, mean AP {mean_ap:.3f}"
+        decoded = segmenter.decode(probs)
+        panels.append(figures.NucleiPanel(title, image, label_image, decoded))
+    figures.draw_nuclei(panels, path)
+
+
+def draw_masks(
+    segmenter: Segmenter, evaluation: Evaluation, path: pathlib.Path
+) -> None:
+    """Draws the foreground of the best, the median and the worst image."""
     panels = {}
-    for name, score in best_median_worst(evaluation).items():
-        image, label_image = read_pair(score.example)
-        foreground = segmenter.predict(image)[..., 0] >= evaluation.threshold
-        title = f"{name}: pixel IoU {score.counts.iou:.3f}\n{score.example.id[:24]}"
+    for place, score in best_median_worst(evaluation).items():
+        image, label_image, probs = repredict(segmenter, score)
+        title = (
+            f"{place}: pixel IoU {score.counts.iou:.3f}\n{shorten(score.example.id)}"
+        )
+        foreground = probs[..., 0] >= evaluation.threshold
         panels[title] = (image, label_image > 0, foreground)
-    draw_predictions(panels, path)
+    figures.draw_predictions(panels, path)
+
+
+def repredict(
+    segmenter: Segmenter, score: ImageScore
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Predicts an image again: keeping all predictions could fill the memory."""
+    return predict_example(segmenter, score.example, score_size=_SCORE_SIZE.value)
+
+
+def shorten(name: str, length: int = 16) -> str:
+    """Cuts long names, of which the Data Science Bowl's have 64 letters."""
+    return name if len(name) <= length else f"{name[: length - 1]}…"
 
 
 if __name__ == "__main__":

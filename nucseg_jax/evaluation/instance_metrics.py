@@ -20,6 +20,7 @@ from nucseg_jax.evaluation.matching import count_matches, match_nuclei, overlap_
 # Of the 2018 Data Science Bowl: .50:.05:.95. Written as fractions, which are the
 # closest floats to their decimals, so that an IoU of 7/10 is not above .7.
 THRESHOLDS = tuple(n / 20 for n in range(10, 20))
+AP_NAMES = tuple(f"ap{5 * n}" for n in range(10, 20))
 
 
 def average_precision(
@@ -44,7 +45,7 @@ def average_precision(
     table = overlap_table(true_labels, pred_labels)
     tp = count_matches(table, np.ravel(thresholds).tolist())
     num_nuclei = table.true_ids.size + table.pred_ids.size
-    ap = _divide(tp, num_nuclei - tp, at_zero=num_nuclei == 0)
+    ap = _divide(tp, num_nuclei - tp, at_zero=True)
     return ap.reshape(np.shape(thresholds))
 
 
@@ -138,10 +139,9 @@ class InstanceCounts:
     def ratios(self) -> dict[str, float]:
         """Returns the metrics that lie in [0, 1], by name: "ap75" is AP at IoU .75."""
         ap = self.average_precision
-        names = [f"ap{round(100 * threshold)}" for threshold in THRESHOLDS]
         return {
             "mean_ap": float(ap.mean()),
-            **dict(zip(names, ap.tolist(), strict=True)),
+            **dict(zip(AP_NAMES, ap.tolist(), strict=True)),
             "f1_50": float(self.f1[0]),
             "precision_50": float(self.precision[0]),
             "recall_50": float(self.recall[0]),

@@ -6,6 +6,7 @@ import PIL.Image
 import pytest
 
 from nucseg_jax.evaluation import figures
+from nucseg_jax.evaluation.instance_metrics import THRESHOLDS
 from nucseg_jax.inference import outputs
 
 ORANGE, BLUE = (255, 127, 14), (31, 119, 255)  # False positive, false negative.
@@ -161,3 +162,111 @@ def test_predictions_get_one_row_of_four_pictures_each(tmp_path, drawn):
     for colour in (ORANGE, BLUE, outputs.OUTLINE_COLOUR):
         assert count_colour(picture, colour) > 20
     assert [path.name for path in tmp_path.iterdir()] == ["predictions.png"]
+
+
+SIDE = 40
+MATCHED, MISSED, FALSE = (86, 180, 233), (213, 94, 0), (240, 228, 66)
+
+
+def make_nuclei(title="best: a", shape=(SIDE, SIDE)):
+    """Two nuclei are found, one of them with another id; one is missed, one false."""
+    true_labels = np.zeros(shape, np.int32)
+    true_labels[2:12, 2:12] = 3
+    true_labels[2:12, 12:22] = 90_000_000  # Touches the one before.
+    true_labels[20:30, 5:13] = 5
+    pred_labels = np.where(true_labels == 5, 0, true_labels)
+    pred_labels[pred_labels == 3] = 8
+    pred_labels[25:35, 28:38] = 1
+    image = np.repeat(np.float32(true_labels > 0)[..., None], 3, axis=-1) * 0.5
+    return figures.NucleiPanel(title, image, true_labels, pred_labels)
+
+
+def outlines_of(axes):
+    """Colour -> bounding boxes of the lines that are drawn, in pixel indices."""
+    boxes = {}
+    for lines in axes.collections:
+        if lines.get_segments():
+            colour = tuple(
+                np.round(255 * lines.get_colors()[0][:3]).astype(int).tolist()
+            )
+            boxes[colour] = [
+                (*np.ceil(points.min(axis=0)), *np.floor(points.max(axis=0)))
+                for points in lines.get_segments()
+            ]
+    return boxes
+
+
+def test_outlines_tell_by_colour_what_is_matched_missed_and_false(tmp_path, drawn):
+    figures.draw_nuclei([make_nuclei()], tmp_path / "predictions.png")
+    (figure,) = drawn
+    image, truth, prediction = figure.axes
+    assert outlines_of(image) == {}
+    # x and y of the first and the last pixel.
+    found = [(2, 2, 11, 11), (12, 2, 21, 11)]
+    assert outlines_of(truth) == {MATCHED: found, MISSED: [(5, 20, 12, 29)]}
+    assert outlines_of(prediction) == {MATCHED: found, FALSE: [(28, 25, 37, 34)]}
+    picture = read(tmp_path / "predictions.png")
+    for colour in (MATCHED, MISSED, FALSE):
+        assert count_colour(picture, colour) > 20
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.png"]
+
+
+def test_titles_count_the_nuclei(tmp_path, drawn):
+    panels = [make_nuclei("best: a"), make_nuclei("worst: b", shape=(60, SIDE))]
+    figures.draw_nuclei(panels, tmp_path / "predictions.png")
+    titles = [axes.get_title() for axes in drawn[0].axes]
+    counts = ["truth: 3 nuclei, 1 missed", "prediction: 3 nuclei, 1 false"]
+    assert titles == ["best: a", *counts, "worst: b", *counts]
+    legend = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert legend == ["matched (IoU > 0.5)", "missed", "false"]
+
+
+@pytest.mark.parametrize("shape", [(SIDE, 3 * SIDE), (SIDE, SIDE), (9 * SIDE, SIDE)])
+def test_nothing_is_clipped_or_covered(tmp_path, drawn, shape):
+    """Titles, pictures and legend lie within the figure and apart from each other."""
+    title = "median: 0123456789abcde…, mean AP 0.000"
+    panels = [make_nuclei(title, shape), make_nuclei(title)]
+    figures.draw_nuclei(panels, tmp_path / "predictions.png")
+    (figure,) = drawn
+    boxes = [axes.get_tightbbox() for axes in figure.axes]
+    boxes.append(figure.legends[0].get_window_extent())
+    for index, box in enumerate(boxes):
+        assert figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1
+        assert figure.bbox.y0 <= box.y0 and box.y1 <= figure.bbox.y1
+        assert not any(box.overlaps(other) for other in boxes[:index])
+
+
+def test_an_image_without_nuclei_is_shown_too(tmp_path, drawn):
+    empty = np.zeros((SIDE, SIDE), np.int32)
+    panel = figures.NucleiPanel(
+        "a", np.zeros((SIDE, SIDE, 3), np.float32), empty, empty
+    )
+    figures.draw_nuclei([panel], tmp_path / "predictions.png")
+    assert [outlines_of(axes) for axes in drawn[0].axes] == [{}] * 3
+    assert drawn[0].axes[1].get_title() == "truth: 0 nuclei, 0 missed"
+
+
+def test_small_nuclei_get_thin_outlines(tmp_path, drawn):
+    fine = np.zeros((400, 400), np.int32)
+    fine[::8, ::8] = np.arange(1, 2501).reshape(50, 50)
+    image = np.zeros((400, 400, 3), np.float32)
+    panels = [figures.NucleiPanel("fine", image, fine, fine), make_nuclei()]
+    figures.draw_nuclei(panels, tmp_path / "predictions.png")
+    widths = [drawn[0].axes[i].collections[0].get_linewidths()[0] for i in (1, 4)]
+    assert widths == [pytest.approx(0.6), pytest.approx(1.4)]
+
+
+def test_average_precision_is_drawn_against_the_threshold(tmp_path, drawn):
+    curves = {
+        f"group {i}": np.linspace(0.9 - 0.1 * i, 0, 10).tolist() for i in range(9)
+    }
+    figures.draw_average_precision(curves, tmp_path / "average_precision.png")
+    (axes,) = drawn[0].axes
+    for line, ap in zip(axes.lines, curves.values(), strict=True):
+        np.testing.assert_array_equal(line.get_xdata(), THRESHOLDS)
+        np.testing.assert_array_equal(line.get_ydata(), ap)
+    assert axes.lines[0].get_color() == "black"
+    legend = drawn[0].legends[0]
+    assert legend.get_texts()[0].get_text() == "0.450  group 0"
+    assert not legend.get_window_extent().overlaps(axes.get_tightbbox())
+    assert read(tmp_path / "average_precision.png").std() > 0

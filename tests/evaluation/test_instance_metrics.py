@@ -78,6 +78,15 @@ def test_all_metrics_of_that_case():
     assert ratios["panoptic_quality"] == pytest.approx(0.45)
 
 
+def test_quality_is_that_of_the_matches_at_a_half():
+    counts = InstanceCounts.from_labels(np.ones((1, 19), int), np.eye(1, 19, dtype=int))
+    assert counts.segmentation_quality == counts.panoptic_quality == 0
+    half = np.array([[1] * 10 + [0] * 9])
+    counts = InstanceCounts.from_labels(np.ones((1, 19), int), half)
+    assert counts.tp[:2].tolist() == [1, 0]
+    assert counts.segmentation_quality == counts.panoptic_quality == 10 / 19
+
+
 def test_a_nucleus_split_in_two_and_two_that_are_merged():
     split = np.array([[1, 1, 1, 1, 1, 1, 2, 2, 2, 2]])
     whole = np.minimum(split, 1)

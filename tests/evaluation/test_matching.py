@@ -156,17 +156,36 @@ def test_from_a_half_on_matches_are_those_of_the_hungarian_method(pair, threshol
     )
 
 
+def run_lengths(*runs):
+    """A row of pixels, from pairs of length and id."""
+    return np.concatenate([np.full(length, id_) for length, id_ in runs])[None]
+
+
 def test_below_a_half_the_most_nuclei_are_matched():
-    """1 fits b best, but then 2 would be left alone."""
-    true_labels = np.array([[1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 0, 0]])
-    pred_labels = np.array([[5, 5, 6, 6, 6, 6, 6, 6, 0, 0, 0, 0]])
-    table = overlap_table(true_labels, pred_labels)
-    ious = {(1, 5): 2 / 6, (1, 6): 4 / 8, (2, 6): 2 / 8}
+    """1 fits 6 best, better than both matches together, but would leave 2 alone."""
+    table = overlap_table(
+        run_lengths((12, 1), (12, 2)), run_lengths((3, 5), (13, 6), (8, 0))
+    )
+    ious = {(1, 5): 3 / 12, (1, 6): 9 / 16, (2, 6): 4 / 21}
     assert pairs_of(table, table.iou) == ious
-    assert matches(table, 0.2) == {1: 5, 2: 6}
-    assert matches(table, 0.3) == {1: 6}
-    assert matches(table, 0.4) == {1: 6}
-    assert matches(table, 0.5) == {}
+    assert matches(table, 0.15) == {1: 5, 2: 6}
+    assert matches(table, 0.2) == {1: 6}
+    assert matches(table, 0.5) == {1: 6}
+    assert matches(table, 0.6) == {}
+
+
+def test_below_a_half_the_higher_sum_of_iou_decides():
+    """1 and 2 compete for 6."""
+    table = overlap_table(run_lengths((5, 1), (5, 2)), run_lengths((2, 0), (8, 6)))
+    assert pairs_of(table, table.iou) == {(1, 6): 3 / 10, (2, 6): 5 / 8}
+    assert matches(table, 0.1) == {2: 6}
+
+
+def test_competitors_without_a_partner_stay_unmatched():
+    """Three true nuclei below one predicted one; beside it the other way round."""
+    true_labels = run_lengths((3, 1), (4, 2), (3, 3), (10, 4))
+    pred_labels = run_lengths((10, 5), (3, 6), (3, 7), (4, 8))
+    assert matches(overlap_table(true_labels, pred_labels), 0.1) == {2: 5, 4: 8}
 
 
 @pytest.mark.parametrize("percent", [*range(5, 100, 5), 1, 99])
