@@ -1,45 +1,166 @@
-"""Segments an image or a folder of images of any sizes.
+"""Finds, counts and measures the nuclei in an image or a folder of images.
 
     python -m experiments.predict --checkpoint=runs/demo --input=FOLDER --output=results
 
-Writes results/masks, results/probabilities and results/overlays, a PNG for each image,
-under the image's own name and at its own size.
+Images may be of any size and kind: PNG, JPEG, BMP, TIFF and its stacks, OME-Zarr. For
+each there is a label image, a mask, an overlay to look at and a table; nuclei.csv and
+summary.csv hold all images, report.html shows them. Run again, it goes on where it
+stopped. Parts of a large folder may run on many machines at once: see --num_shards.
 """
 
 from __future__ import annotations
 
+import os
+import pathlib
 import sys
 
 import tqdm
+from absl import flags
 
 from experiments import flags as shared
+from experiments import results
 from experiments.device import start_device
-from nucseg_jax.inference.run import find_jobs, predict_files
-from nucseg_jax.inference.segmenter import load_segmenter
+from nucseg_jax.data.errors import MAX_PIXELS
+from nucseg_jax.inference import outputs
+from nucseg_jax.inference.run import (
+    Options,
+    Outcome,
+    find_jobs,
+    segment_files,
+    select_shard,
+)
+from nucseg_jax.inference.segmenter import Segmenter, load_segmenter
 
 _CHECKPOINT = shared.checkpoint()
 _INPUT = shared.source("Image, or folder searched with its subfolders.")
 _OUTPUT = shared.output("Folder for the results.")
+_SAVE = flags.DEFINE_list(
+    "save",
+    ["labels", "mask", "overlay", "table"],
+    "What to write: "
+    + "; ".join(f"{product.name} ({product.help})" for product in outputs.PRODUCTS),
+)
 _MODE = shared.mode()
-_THRESHOLD = shared.threshold("Least probability of a nucleus.")
+_THRESHOLD = flags.DEFINE_string(
+    "threshold", "", "Least probability of a nucleus's pixels; empty = as tuned."
+)
+_TTA = flags.DEFINE_enum(
+    "tta", "1", ["1", "8"], "Views to average: 8 = all flips and quarter turns."
+)
+_SCALE = flags.DEFINE_float(
+    "scale",
+    0.0,
+    "Resize images by this factor for the network, where they were taken at another "
+    "magnification than the training images; 0 = by the pixel sizes, where known.",
+)
+_PIXEL_SIZE = flags.DEFINE_float(
+    "pixel_size", 0.0, "Micrometres a pixel; 0 = as each file says, if it does."
+)
+_CHANNEL = flags.DEFINE_string(
+    "channel",
+    "",
+    "For images of several channels: the one with nuclei, by number from 0 or by name; "
+    "or three of them with commas, as red, green and blue.",
+)
+_AXES = flags.DEFINE_string(
+    "axes", "", "For stacks that do not say it: their axes, as TYX, ZYX or CYX."
+)
+_MAX_PIXELS = flags.DEFINE_integer(
+    "max_pixels", MAX_PIXELS, "Refuse larger images where all must be decoded at once."
+)
+_ON_ERROR = flags.DEFINE_enum(
+    "on_error", "skip", ["skip", "stop"], "What a file that cannot be read does."
+)
+_NUM_SHARDS = flags.DEFINE_integer(
+    "num_shards",
+    int(os.environ.get("SLURM_ARRAY_TASK_COUNT", "1")),
+    "Parts that the images are divided into, each for a process of its own.",
+)
+_SHARD_INDEX = flags.DEFINE_integer(
+    "shard_index",
+    int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
+    - int(os.environ.get("SLURM_ARRAY_TASK_MIN", "0")),
+    "Which of these parts, from 0; the default is that of a SLURM array job.",
+)
 
 
 def main() -> int:
-    """Predicts every file; returns 1 if any could not be read."""
-    threshold = shared.parse_threshold(_THRESHOLD.value)
-    jobs = find_jobs(_INPUT.value)
-    segmenter = load_segmenter(_CHECKPOINT.value, mode=_MODE.value, threshold=threshold)
+    """Segments every file of the shard; returns 1 if any could not be finished."""
+    outputs.check_save(_SAVE.value)
+    options = read_options()
+    jobs = select_shard(find_jobs(_INPUT.value), _NUM_SHARDS.value, _SHARD_INDEX.value)
+    folder = pathlib.Path(_OUTPUT.value)
+    segmenter = create_segmenter()
+    results.check_settings(folder, settings())
     print(start_device())
-    outcomes = predict_files(
-        tqdm.tqdm(jobs, desc="predicting", unit="image"),
-        segmenter.predict,
-        _OUTPUT.value,
-        threshold=threshold,
-    )
+    outcomes = segment_all(jobs, segmenter, folder, options)
     failed = [outcome for outcome in outcomes if outcome.error]
-    done = len(outcomes) - len(failed)
+    results.write_failures(folder, failed, _NUM_SHARDS.value, _SHARD_INDEX.value)
+    if _NUM_SHARDS.value == 1:
+        results.merge(folder)
+    else:
+        print(
+            f"when all shards are done: python -m experiments.merge --output={folder}"
+        )
+    return tell(outcomes, failed, folder)
+
+
+def read_options() -> Options:
+    """Reads from the flags what to do with each file."""
+    for name in ("scale", "pixel_size"):
+        if flags.FLAGS[name].value < 0:
+            raise ValueError(f"{name} is {flags.FLAGS[name].value}; it is positive")
+    return Options(
+        save=tuple(_SAVE.value),
+        channel=_CHANNEL.value or None,
+        axes=_AXES.value or None,
+        pixel_size=_PIXEL_SIZE.value or None,
+        scale=_SCALE.value or None,
+        max_pixels=_MAX_PIXELS.value,
+    )
+
+
+def create_segmenter() -> Segmenter:
+    """Loads the network that the flags name."""
+    text = _THRESHOLD.value
+    return load_segmenter(
+        _CHECKPOINT.value,
+        mode=_MODE.value,
+        threshold=shared.parse_threshold(text) if text else None,
+        tta=int(_TTA.value),
+    )
+
+
+def settings() -> dict[str, str | float]:
+    """Returns what results depend on, to be kept beside them."""
+    names = ("mode", "threshold", "tta", "scale", "pixel_size", "channel", "axes")
+    checkpoint = pathlib.Path(_CHECKPOINT.value).absolute()
+    return {"checkpoint": str(checkpoint)} | {
+        name: flags.FLAGS[name].value for name in names
+    }
+
+
+def segment_all(
+    jobs: list, segmenter: Segmenter, folder: pathlib.Path, options: Options
+) -> list[Outcome]:
+    """Segments under a progress bar, up to the first error if that is asked for."""
+    outcomes = []
+    with tqdm.tqdm(total=len(jobs), desc="segmenting", unit="image") as bar:
+        for outcome in segment_files(jobs, segmenter, folder, options):
+            outcomes.append(outcome)
+            bar.update()
+            if outcome.error and _ON_ERROR.value == "stop":
+                break
+    return outcomes
+
+
+def tell(outcomes: list[Outcome], failed: list[Outcome], folder: pathlib.Path) -> int:
+    """Prints what came of the run; returns the exit code."""
     nuclei = sum(outcome.num_nuclei for outcome in outcomes)
-    print(f"{done} of {len(outcomes)} images, {nuclei:,} nuclei -> {_OUTPUT.value}")
+    planes = sum(outcome.num_planes for outcome in outcomes)
+    skipped = sum(outcome.num_skipped for outcome in outcomes)
+    known = f" ({skipped} finished before)" if skipped else ""
+    print(f"{planes} images{known}, {nuclei:,} nuclei -> {folder}")
     for outcome in failed:
         print(f"error: {outcome.error}", file=sys.stderr)
     return 1 if failed else 0

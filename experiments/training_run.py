@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import tqdm
 
 from experiments.device import start_device
 from experiments.flags import resolve_data
@@ -22,6 +23,8 @@ from nucseg_jax import checkpoints as ckpt
 from nucseg_jax.config import Config
 from nucseg_jax.data import index, pipeline
 from nucseg_jax.evaluation.figures import draw_curves
+from nucseg_jax.evaluation.tuning import tune_decoding
+from nucseg_jax.inference.segmenter import make_segmenter
 from nucseg_jax.training import history, loop, losses, optim, state, step
 
 Subsets = Mapping[str, list[index.Example]]
@@ -44,6 +47,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
         check_resumable(workdir, saved.saved_config(), config)
         write_config(workdir, config)
         _train(config, subsets, workdir, saved)
+    tune(workdir, subsets["val"])
     print(f"{config.train.num_epochs} epochs done, see {workdir / 'curves.png'}")
 
 
@@ -70,6 +74,18 @@ def _train(
             steps_per_epoch=steps,
             end_epoch=_make_end_epoch(config, workdir, saved, record),
         )
+
+
+def tune(workdir: pathlib.Path, examples: list[index.Example]) -> None:
+    """Tunes the decoding of the best checkpoint on validation, and keeps it there."""
+    segmenter = make_segmenter(*ckpt.restore_for_inference(workdir))
+    bar = tqdm.tqdm(examples, desc="tuning on val", unit="image")
+    tuning = tune_decoding(segmenter, bar)
+    if tuning is None:
+        print("  not tuned: the truth does not tell touching nuclei apart")
+        return
+    ckpt.write_decoding(workdir, tuning.decoding)
+    print(f"  instance mean AP {tuning.mean_ap:.4f}, untuned {tuning.before:.4f}")
 
 
 def _restore_or_create(

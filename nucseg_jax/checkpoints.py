@@ -6,6 +6,8 @@ therefore all that evaluation and prediction need, and nothing in it is code.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import pathlib
 from collections.abc import Mapping
@@ -16,12 +18,14 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import serialization
 
-from nucseg_jax.config import Config
+from nucseg_jax.config import Config, DecodingConfig
+from nucseg_jax.files import replacing
 from nucseg_jax.network.unet_plus_plus import UNetPlusPlus
 
 _State = TypeVar("_State")
 _FOLDER = "checkpoints"
 _BEST_METRIC = "iou"
+_DECODING = "decoding.json"
 
 
 class CheckpointError(ValueError):
@@ -129,7 +133,7 @@ def restore_for_inference(
 
     Returns:
       The network, its variables (the averaged ones where they were kept), and the
-      config that it was trained with.
+      config that it was trained with, with the decoding that was tuned for it.
 
     Raises:
       CheckpointError: If there is no checkpoint, or it is damaged.
@@ -147,7 +151,26 @@ def restore_for_inference(
         config = _restore_config(manager, step)
         model = create_model(config)
         variables = _restore_variables(folder / str(step) / "state", model, config)
-    return model, variables, config
+    decoding = _read_decoding(pathlib.Path(directory)) or config.decoding
+    return model, variables, dataclasses.replace(config, decoding=decoding)
+
+
+def write_decoding(directory: str | pathlib.Path, decoding: DecodingConfig) -> None:
+    """Keeps a tuned decoding beside the checkpoints of a run, as decoding.json."""
+    text = json.dumps(dataclasses.asdict(decoding), indent=2) + "\n"
+    with replacing(pathlib.Path(directory) / _DECODING) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _read_decoding(directory: pathlib.Path) -> DecodingConfig | None:
+    path = directory / _DECODING
+    if not path.is_file():
+        return None
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        return Config.from_dict({"decoding": settings}).decoding
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is damaged ({error}); delete it") from error
 
 
 def create_model(config: Config) -> UNetPlusPlus:

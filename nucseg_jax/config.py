@@ -69,6 +69,9 @@ class DataConfig:
     targets: tuple[str, ...] = _setting(
         ("foreground",), "What each head predicts, one channel each."
     )
+    pixel_size: float = _setting(
+        0.0, "Micrometres a pixel of the training images; 0 = unknown."
+    )
     cache_mib: int = _setting(
         2048, "Memory for decoded examples in each loading process, MiB."
     )
@@ -83,8 +86,8 @@ class DataConfig:
             f"val_fraction is {self.val_fraction}; it must lie between 0 and 1",
         )
         _check(
-            self.clahe_clip_limit >= 0 and self.cache_mib >= 0,
-            "clahe_clip_limit and cache_mib must not be negative",
+            min(self.clahe_clip_limit, self.cache_mib, self.pixel_size) >= 0,
+            "clahe_clip_limit, cache_mib and pixel_size must not be negative",
         )
         _check(
             self.targets[:1] == ("foreground",)

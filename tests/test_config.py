@@ -29,6 +29,7 @@ OTHER = Config(
         normalization="dark",
         augmentation="flips",
         targets=("foreground", "distance"),
+        pixel_size=0.5,
         cache_mib=64,
     ),
     model=ModelConfig(features=(8, 16, 32), dtype="bfloat16", batch_norm_momentum=0.9),

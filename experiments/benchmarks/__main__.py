@@ -24,6 +24,7 @@ from absl import flags
 
 from experiments import flags as shared
 from experiments.benchmarks import measure
+from experiments.benchmarks.operations import measure_operations
 from experiments.benchmarks.peer import run_peer
 from experiments.device import describe_device
 from nucseg_jax.config import Config
@@ -35,7 +36,9 @@ _PEER = flags.DEFINE_string(
     "peer", "", "Command of a peer that takes --batch, --features, --size, --dtype."
 )
 _PARTS = flags.DEFINE_list(
-    "parts", ["train", "infer", "fast", "loader"], "What to measure."
+    "parts",
+    ["train", "infer", "fast", "loader"],
+    "What to measure: these, and operations (single ones beside XLA's own).",
 )
 _OUTPUT = shared.output("JSON file to write.", required=False)
 shared.define_settings("data", "model", "train")
@@ -52,6 +55,14 @@ def main() -> None:
         for batch_size in map(int, _BATCH_SIZES.value)
         for row in measure_network(config, batch_size)
     ]
+    if "operations" in _PARTS.value:
+        rows += measure_operations(
+            config.model.features,
+            int(_BATCH_SIZES.value[0]),
+            config.data.size,
+            config.model.dtype,
+            _REPEATS.value,
+        )
     if "loader" in _PARTS.value:
         rows += measure_loader(config)
     print(format_table(rows))
@@ -159,15 +170,18 @@ def machine(config: Config) -> dict:
 
 def format_table(rows: list[dict]) -> str:
     """Formats the rows for reading."""
+    width = max(28, *(len(row["part"]) + 2 for row in rows))
     lines = [
-        f"{'part':<28}{'batch':>6}{'s/image':>10}{'GFLOP/s':>9}{'peer':>9}{'x':>7}"
+        f"{'part':<{width}}{'batch':>6}{'s/image':>10}{'GFLOP/s':>9}{'peer':>9}{'x':>7}"
     ]
     for row in rows:
         if "images_per_s" in row:
-            lines.append(f"{row['part']:<28}{row['images_per_s']:>16.1f} images/s")
+            lines.append(f"{row['part']:<{width}}{row['images_per_s']:>16.1f} images/s")
             continue
-        line = f"{row['part']:<28}{row['batch_size']:>6}{row['s_per_image']:>10.4f}"
-        line += f"{row['gflop_per_s']:>9.0f}"
+        line = (
+            f"{row['part']:<{width}}{row['batch_size']:>6}{row['s_per_image']:>10.4f}"
+        )
+        line += f"{row['gflop_per_s']:>9.0f}" if "gflop_per_s" in row else " " * 9
         if "ratio" in row:
             line += f"{row['peer_s_per_image']:>9.4f}{row['ratio']:>7.2f}"
         lines.append(line)

@@ -32,7 +32,8 @@ def prepare_image(
     """
     image_u8 = to_uint8(image)
     if normalization != "none":
-        image_u8 = cv2.LUT(image_u8, contrast_table(histogram(image_u8), normalization))
+        table = contrast_table(histogram(image_u8), normalization)
+        image_u8 = map_values(image_u8, table)
     if side:
         image_u8 = resize(image_u8, (side, side))
     if clahe_clip_limit:
@@ -46,7 +47,7 @@ def histogram(image_u8: np.ndarray) -> np.ndarray:
 
 
 def contrast_table(counts: np.ndarray, normalization: str) -> np.ndarray:
-    """Makes the table that maps old values to new ones, for `cv2.LUT`.
+    """Makes the table that maps old values to new ones, for `map_values`.
 
     All channels share one table, so that hues stay what they are.
 
@@ -68,6 +69,11 @@ def contrast_table(counts: np.ndarray, normalization: str) -> np.ndarray:
     if normalization == "dark" and middle - low > high - middle:
         stretched = 1 - stretched
     return np.round(stretched * 255).astype(np.uint8)
+
+
+def map_values(image_u8: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """Replaces each value by its entry in a table, uint8 [256]."""
+    return cv2.LUT(image_u8, table)
 
 
 def equalize(image_u8: np.ndarray, *, clip_limit: float) -> np.ndarray:

@@ -1,118 +1,271 @@
-"""The loop over many files: read, predict, write."""
+"""The loop over many files: read, segment, write, and go on where it stopped."""
 
 from __future__ import annotations
 
 import collections
+import concurrent.futures
+import contextlib
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 
-import numpy as np
-
-from nucseg_jax.data import images
+from nucseg_jax.data.errors import ImageError
+from nucseg_jax.data.planes import Plane, can_open, open_planes
 from nucseg_jax.inference import outputs
-from nucseg_jax.inference.instances import label_nuclei
+from nucseg_jax.inference.segmenter import Segmenter
+from nucseg_jax.inference.streams import PlaneInfo, Window
 
-FOLDERS = ("masks", "probabilities", "overlays")
+# Files in work at a time: while one computes, the others read and write.
+_THREADS = 2
+# Planes above this many pixels are segmented one at a time, for their memory.
+_LARGE_PLANE = 1 << 24
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One file to predict, and the name of its results below each output folder."""
+    """One file to segment.
+
+    Attributes:
+      image: The file.
+      relative: The same, relative to the folder that was searched.
+      name: Of its results below each output folder, without ending.
+    """
 
     image: pathlib.Path
-    name: pathlib.Path
+    relative: pathlib.PurePath
+    name: pathlib.PurePath
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of one job: the number of nuclei, or the error."""
+    """What became of one file.
+
+    Attributes:
+      job: Which.
+      num_nuclei: Newly found, in all its planes.
+      num_planes: Newly segmented.
+      num_skipped: Planes that were finished before.
+      error: Why it could not be finished; "" if it was.
+    """
 
     job: Job
     num_nuclei: int = 0
+    num_planes: int = 0
+    num_skipped: int = 0
     error: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to do with each file.
+
+    Attributes:
+      save: Names of `outputs.PRODUCTS`.
+      channel: Which channel to look at, see `open_planes`.
+      axes: What the axes of a stack are, see `open_planes`.
+      pixel_size: Micrometres a pixel, instead of what files say; None = as they say.
+      scale: Resize by this factor for the network; None = by the pixel sizes of the
+        image and of the training images, where both are known.
+      max_pixels: Refuse larger images of a kind that is decoded as a whole.
+    """
+
+    save: Sequence[str]
+    channel: str | None = None
+    axes: str | None = None
+    pixel_size: float | None = None
+    scale: float | None = None
+    max_pixels: int
 
 
 def find_jobs(source: str | os.PathLike) -> list[Job]:
     """Lists the images of a file or folder, subfolders included, in name order.
 
-    Results keep the image's name, with PNG as ending; where two results would share
-    a name, as of a.jpg and a.tif, the whole name stays: a.jpg.png and a.tif.png.
+    Results keep the image's name; where two would share one, as of a.jpg and a.tif,
+    the ending stays in it.
 
     Raises:
-      images.ImageError: If there is no such file or folder, or no image in it.
+      ImageError: If there is no such file or folder, or no image in it.
     """
     root = pathlib.Path(source)
-    if root.is_file():
-        return [Job(root, pathlib.Path(f"{root.stem}.png"))]
+    if root.is_file() or (root.is_dir() and can_open(root)):
+        relative = pathlib.PurePath(root.name)
+        return [Job(root, relative, relative.with_suffix(""))]
     if not root.is_dir():
-        raise images.ImageError(f"{root}: no such file or folder")
+        raise ImageError(f"{root}: no such file or folder")
     found = sorted(_walk_images(root))
     if not found:
-        kinds = ", ".join(images.SUFFIXES)
-        raise images.ImageError(f"{root}: holds no image ({kinds})")
+        raise ImageError(f"{root}: holds no image (PNG, JPEG, BMP, TIFF or OME-Zarr)")
     names = _name_results(found)
-    return [Job(root / path, name) for path, name in zip(found, names, strict=True)]
-
-
-def _walk_images(root: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields the images below a folder, relative to it; hidden ones are left out."""
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for name in names:
-            if images.is_image(pathlib.Path(name)):
-                yield pathlib.Path(folder, name).relative_to(root)
-
-
-def predict_files(
-    jobs: Iterable[Job],
-    predict: Callable[[np.ndarray], np.ndarray],
-    output: str | os.PathLike,
-    *,
-    threshold: float,
-) -> list[Outcome]:
-    """Predicts and writes each file; one that cannot be read does not end the run.
-
-    Args:
-      jobs: From `find_jobs`.
-      predict: Image float32 [H, W, 3] -> probabilities float32 [H, W, T].
-      output: Folder that gets one folder for each of `FOLDERS`.
-      threshold: Least probability of the foreground.
-
-    Returns:
-      One outcome a job.
-    """
     return [
-        _predict_file(job, predict, pathlib.Path(output), threshold) for job in jobs
+        Job(root / path, path, name) for path, name in zip(found, names, strict=True)
     ]
 
 
-def _predict_file(
-    job: Job,
-    predict: Callable[[np.ndarray], np.ndarray],
-    output: pathlib.Path,
-    threshold: float,
-) -> Outcome:
+def select_shard(jobs: Sequence[Job], num_shards: int, shard_index: int) -> list[Job]:
+    """Takes every `num_shards`-th job, beginning with the `shard_index`-th.
+
+    Raises:
+      ValueError: If there is no such shard.
+    """
+    if not 0 <= shard_index < num_shards:
+        raise ValueError(
+            f"shard_index is {shard_index}; with {num_shards} shard(s) it must be 0 to "
+            f"{num_shards - 1}"
+        )
+    return list(jobs[shard_index::num_shards])
+
+
+def segment_files(
+    jobs: Sequence[Job],
+    segmenter: Segmenter,
+    output: str | os.PathLike,
+    options: Options,
+) -> Iterator[Outcome]:
+    """Segments files and writes their products; finished ones are skipped.
+
+    A file that cannot be read does not end the run: its outcome tells why. One that
+    cannot be written does.
+
+    Args:
+      jobs: From `find_jobs`.
+      segmenter: The trained network.
+      output: Folder for the products.
+      options: What to do with each.
+
+    Yields:
+      One outcome a job, in their order.
+
+    Raises:
+      OSError: If a result cannot be written.
+    """
+    run = _Run(segmenter, pathlib.Path(output), options)
+    yield from _map_ahead(run.segment_file, jobs)
+
+
+def _map_ahead(
+    work: Callable[[Job], Outcome], jobs: Sequence[Job]
+) -> Iterator[Outcome]:
+    """Maps in threads and in order, a few jobs ahead of the results taken."""
+    pending: collections.deque[concurrent.futures.Future[Outcome]] = collections.deque()
+    pool = concurrent.futures.ThreadPoolExecutor(_THREADS)
     try:
-        image = images.read_image(job.image)
-    except images.ImageError as error:
-        return Outcome(job, error=str(error))
-    probs = predict(image)[..., 0]
-    label_image = label_nuclei(probs, threshold=threshold)
-    pictures = (
-        outputs.mask_picture(probs >= threshold),
-        outputs.probability_picture(probs),
-        outputs.overlay_picture(image, label_image),
+        for job in jobs:
+            pending.append(pool.submit(work, job))
+            if len(pending) > _THREADS:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _Run:
+    """What all files of a run share; its methods may run in several threads."""
+
+    def __init__(self, segmenter: Segmenter, output: pathlib.Path, options: Options):
+        self._segmenter = segmenter
+        self._output = output
+        self._options = options
+        self._one_large_plane = threading.Lock()
+        self._claims: dict[pathlib.PurePath, Job] = {}
+
+    def segment_file(self, job: Job) -> Outcome:
+        """Segments all planes of a file that are not finished."""
+        outcome = Outcome(job)
+        options = self._options
+        try:
+            with open_planes(
+                job.image,
+                channel=options.channel,
+                axes=options.axes,
+                max_pixels=options.max_pixels,
+            ) as planes:
+                for plane in planes:
+                    outcome = self._count_plane(outcome, plane)
+        except ImageError as error:
+            return dataclasses.replace(outcome, error=str(error))
+        return outcome
+
+    def _count_plane(self, outcome: Outcome, plane: Plane) -> Outcome:
+        job = outcome.job
+        name = job.name.with_name(job.name.name + plane.suffix)
+        if self._claims.setdefault(name, job) is not job:
+            raise ImageError(
+                f"{job.image}: its results would have the name {name} of those of "
+                f"{self._claims[name].image}; rename one of the files"
+            )
+        if _is_done(self._output, name, job, self._options):
+            return dataclasses.replace(outcome, num_skipped=outcome.num_skipped + 1)
+        is_large = plane.shape[0] * plane.shape[1] > _LARGE_PLANE
+        with self._one_large_plane if is_large else contextlib.nullcontext():
+            count = self._segment_plane(job, plane, name)
+        return dataclasses.replace(
+            outcome,
+            num_planes=outcome.num_planes + 1,
+            num_nuclei=outcome.num_nuclei + count,
+        )
+
+    def _segment_plane(self, job: Job, plane: Plane, name: pathlib.PurePath) -> int:
+        """Segments a plane and writes its products; returns the number of nuclei."""
+        if self._options.pixel_size is not None:
+            plane = dataclasses.replace(plane, pixel_size=self._options.pixel_size)
+        scale = self._options.scale or self._segmenter.choose_scale(plane.pixel_size)
+        info = _describe(job, plane, self._segmenter.targets)
+        count = 0
+        with outputs.create_writers(
+            self._options.save, self._output, name, info
+        ) as writers:
+            for item in self._segmenter.stream(plane, scale=scale):
+                if isinstance(item, Window):
+                    count = max(count, int(item.labels.max(initial=0)))
+                    writers.add_window(item)
+                else:
+                    writers.add_band(item)
+        return count
+
+
+def _describe(job: Job, plane: Plane, targets: tuple[str, ...]) -> PlaneInfo:
+    return PlaneInfo(
+        name=(job.relative.parent / plane.name).as_posix(),
+        source=job.image,
+        height=plane.shape[0],
+        width=plane.shape[1],
+        channels=plane.channels,
+        pixel_size=plane.pixel_size,
+        targets=targets,
     )
-    for folder, picture in zip(FOLDERS, pictures, strict=True):
-        outputs.write_png(output / folder / job.name, picture)
-    return Outcome(job, num_nuclei=int(label_image.max(initial=0)))
 
 
-def _name_results(paths: Sequence[pathlib.Path]) -> list[pathlib.Path]:
-    """Names each result so that no two are the same."""
-    short = [path.with_suffix(".png") for path in paths]
-    whole = [path.with_name(f"{path.name}.png") for path in paths]
-    uses = collections.Counter(short + whole)
-    return [s if uses[s] == 1 else w for s, w in zip(short, whole, strict=True)]
+def _is_done(
+    output: pathlib.Path, name: pathlib.PurePath, job: Job, options: Options
+) -> bool:
+    """Tells whether all products are there, and newer than the image."""
+    if not outputs.is_finished(output, name, options.save):
+        return False
+    finished = outputs.summary_path(output, name).stat().st_mtime
+    return finished >= job.image.stat().st_mtime
+
+
+def _walk_images(root: pathlib.Path) -> Iterator[pathlib.PurePath]:
+    """Yields the images below a folder, relative to it; hidden ones are left out."""
+    for folder, subfolders, names in os.walk(root):
+        found = [name for name in subfolders if can_open(pathlib.Path(name))]
+        # An OME-Zarr is a folder, and one image.
+        subfolders[:] = [
+            name for name in subfolders if name not in found and name[0] != "."
+        ]
+        found += [name for name in names if can_open(pathlib.Path(name))]
+        for name in found:
+            yield pathlib.PurePath(folder, name).relative_to(root)
+
+
+def _name_results(paths: Sequence[pathlib.PurePath]) -> list[pathlib.PurePath]:
+    """Names each result so that no two are the same, on any file system."""
+    short = [path.with_suffix("") for path in paths]
+    uses = collections.Counter(str(path).casefold() for path in [*short, *paths])
+    return [
+        name if uses[str(name).casefold()] == 1 else path
+        for name, path in zip(short, paths, strict=True)
+    ]

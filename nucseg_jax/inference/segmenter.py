@@ -1,25 +1,43 @@
-"""A trained network as one callable: image in, nuclei out."""
+"""A trained network as one callable: image in, nuclei out.
+
+Images of any size take one path: regions are read, prepared and predicted tile by
+tile, and decoded window by window. What fits into one tile is one tile and one window.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
+import pathlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
 from nucseg_jax.checkpoints import restore_for_inference
-from nucseg_jax.config import Config, DataConfig
-from nucseg_jax.data import images, preprocessing
+from nucseg_jax.config import Config, DataConfig, DecodingConfig
+from nucseg_jax.data import preprocessing
+from nucseg_jax.data.errors import MAX_PIXELS, ImageError
+from nucseg_jax.data.intensity import intensity_range, to_rgb
+from nucseg_jax.data.planes import Plane
+from nucseg_jax.inference import scaling, tiling, windows
 from nucseg_jax.inference.instances import label_nuclei
 from nucseg_jax.inference.measurements import measure_nuclei
+from nucseg_jax.inference.overlap import read_ahead
 from nucseg_jax.inference.predictor import Mode, make_predict_fn
+from nucseg_jax.inference.streams import Band, Window
 from nucseg_jax.network.unet_plus_plus import UNetPlusPlus, Variables
 
 # Images of many sizes share few compiled shapes: sizes are rounded up to this.
 _SIZE_STEP = 64
+# Side of the largest tile, pixels: some hundred MiB in a narrow network.
+_TILE = 1024
+# Windows of decoding, in pixels of the training scale. The halo is twice the width of
+# a large nucleus at 40x magnification.
+_CORE = 1024
+_HALO = 128
+_BAND_PIXELS = 1 << 22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +47,8 @@ class Segmentation:
     Attributes:
       labels: int32 [H, W], 0 = background, 1..n = nuclei.
       probs: float32 [H, W, T], probabilities of each target.
-      measurements: Columns of n values, see `measurements.measure_nuclei`.
+      measurements: Columns of n values, see `measurements.measure_nuclei`;
+        `pandas.DataFrame(measurements)` is a table of them.
     """
 
     labels: np.ndarray
@@ -38,31 +57,90 @@ class Segmentation:
 
 
 class Segmenter:
-    """Finds the nuclei in images of any size, prepared as in training."""
+    """Finds the nuclei in images of any size, prepared as in training.
+
+    It keeps no state between images, so threads may share it.
+    """
 
     def __init__(
         self,
         predict_fn: Callable[[Any], jax.Array],
         config: DataConfig,
         *,
-        threshold: float = 0.5,
+        decoding: DecodingConfig | None = None,
+        depth: int = 5,
+        tile: int = _TILE,
     ):
         """Wraps a prediction function.
 
         Args:
           predict_fn: From `make_predict_fn`.
           config: Of the training data: framing and preparation.
-          threshold: Least probability of the foreground.
+          decoding: How probabilities become nuclei; None = the defaults.
+          depth: Levels of the network, which say how far it looks.
+          tile: Side of the largest tile, pixels; a multiple of 64.
         """
         self._predict_fn = predict_fn
         self._config = config
-        self.threshold = threshold
+        self._tile = tile
+        self._multiple = 2 ** (depth - 1)
+        self._margin = tiling.reach(depth)
+        self.decoding = decoding or DecodingConfig()
 
-    def __call__(self, image: np.ndarray) -> Segmentation:
-        """Segments an array [H, W] or [H, W, 1 to 4] of any dtype, see `to_rgb`."""
-        probs = self.predict(images.to_rgb(np.asarray(image)))
-        labels = label_nuclei(probs[..., 0], threshold=self.threshold)
-        return Segmentation(labels, probs, measure_nuclei(labels, probs[..., 0]))
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of the probabilities' channels."""
+        return self._config.targets
+
+    def choose_scale(self, pixel_size: float | None) -> float:
+        """Scale that brings an image to the magnification of the training images.
+
+        Args:
+          pixel_size: Of the image, micrometres; None = unknown.
+
+        Returns:
+          1 where either pixel size is unknown, or where they differ by less than a
+          tenth.
+        """
+        trained = self._config.pixel_size
+        if not pixel_size or not trained or self._config.framing == "resize":
+            return 1.0
+        scale = pixel_size / trained
+        return scale if not 0.9 < scale < 1.1 else 1.0
+
+    def __call__(
+        self,
+        image: np.ndarray,
+        *,
+        channel: int | None = None,
+        pixel_size: float | None = None,
+        scale: float = 1.0,
+    ) -> Segmentation:
+        """Segments an array.
+
+        Args:
+          image: [H, W] or [H, W, C] of any real dtype. Two or four channels count as
+            gray or colour with transparency.
+          channel: The one channel to look at; needed for more than four.
+          pixel_size: Micrometres a pixel, for the measurements' units.
+          scale: Resize by this factor for the network, if the image was taken at
+            another magnification than those it was trained on.
+
+        Raises:
+          ImageError: If the shape is another.
+        """
+        plane = _plane_of_array(np.asarray(image), channel, pixel_size)
+        tables, bands = [], []
+        for item in self.stream(plane, scale=scale):
+            if isinstance(item, Band):
+                bands.append(item)
+            else:
+                tables.append(_measure(item, plane))
+        return Segmentation(
+            labels=np.concatenate([band.labels for band in bands]),
+            probs=np.concatenate([band.probs for band in bands]),
+            measurements=_join_columns(tables),
+        )
 
     def predict(
         self, image: np.ndarray, *, size: tuple[int, int] | None = None
@@ -76,39 +154,159 @@ class Segmenter:
         Returns:
           float32 [*size, T].
         """
-        resizes = self._config.framing == "resize"
-        image_u8 = preprocessing.prepare_image(
+        read = _read_array(self._prepare(image))
+        shape = self._network_shape(image.shape[:2])
+        probs = np.concatenate(list(self._predict_bands(read, shape)))
+        return _resize_probs(probs, size or image.shape[:2])
+
+    def decode(self, probs: np.ndarray, *, scale: float = 1.0) -> np.ndarray:
+        """Turns probabilities float32 [H, W, T] to a label image int32 [H, W].
+
+        Args:
+          probs: At the image's own size.
+          scale: By which the network saw the image resized.
+        """
+        return label_nuclei(probs, self.targets, _rescale(self.decoding, scale))
+
+    def stream(self, plane: Plane, *, scale: float = 1.0) -> Iterator[Window | Band]:
+        """Segments a plane of any size in bounded memory.
+
+        Args:
+          plane: From `planes.open_planes`.
+          scale: Resize by this factor for the network.
+
+        Yields:
+          `Window`s with the nuclei as they are found, and `Band`s of finished rows.
+
+        Raises:
+          ImageError: If it cannot be read, or is too large to be prepared.
+        """
+        shape = plane.shape[:2]
+        look = _colour_reader(plane)
+        bands = read_ahead(self._predict_plane(plane, look, scale))
+        found = windows.find_nuclei(
+            bands,
+            shape,
+            lambda probs: self.decode(probs, scale=scale),
+            core=max(round(_CORE / scale), 1),
+            halo=max(round(_HALO / scale), 1),
+        )
+        for item in found:
+            if isinstance(item, windows.Found):
+                yield Window(
+                    top=item.rows.start,
+                    left=item.columns.start,
+                    labels=item.labels,
+                    probs=item.probs,
+                    pixels=plane.read(item.rows, item.columns),
+                )
+            elif len(item.labels):
+                rows = slice(item.top, item.top + len(item.labels))
+                picture = look(rows, slice(0, shape[1]))
+                yield Band(item.top, item.labels, item.probs, picture)
+
+    def _predict_plane(
+        self, plane: Plane, look: scaling.ReadRegion, scale: float
+    ) -> Iterator[np.ndarray]:
+        """Predicts a plane: float32 [rows, W, T], from top to bottom."""
+        shape = plane.shape[:2]
+        if self._config.framing == "resize":
+            image_u8 = _read_all(plane, look, "it resizes whole images")
+            yield self.predict(preprocessing.to_float(image_u8))
+            return
+        read = self._prepared_reader(plane, look)
+        if scale == 1:
+            yield from self._predict_bands(read, shape)
+            return
+        scaled = scaling.scaled_shape(shape, scale)
+        bands = self._predict_bands(scaling.scaled_reader(read, shape, scale), scaled)
+        yield from scaling.restore_rows(bands, scaled, shape, scale)
+
+    def _prepared_reader(
+        self, plane: Plane, look: scaling.ReadRegion
+    ) -> scaling.ReadRegion:
+        """Reads regions prepared as in training, by statistics of the whole plane."""
+        if self._config.clahe_clip_limit:
+            image_u8 = _read_all(plane, look, "its CLAHE needs the whole image")
+            return _read_array(self._prepare(preprocessing.to_float(image_u8)))
+        if self._config.normalization == "none":
+            return look
+        counts = sum(map(preprocessing.histogram, _bands_of(look, plane.shape[:2])))
+        table = preprocessing.contrast_table(
+            np.asarray(counts), self._config.normalization
+        )
+        return lambda rows, columns: preprocessing.map_values(
+            look(rows, columns), table
+        )
+
+    def _prepare(self, image: np.ndarray) -> np.ndarray:
+        """Prepares a whole image as in training: uint8 [h, w, 3]."""
+        return preprocessing.prepare_image(
             image,
             clahe_clip_limit=self._config.clahe_clip_limit,
-            side=self._config.size if resizes else 0,
+            normalization=self._config.normalization,
+            side=self._config.size if self._config.framing == "resize" else 0,
         )
-        # Squares of one size share a shape as they are.
-        step = 1 if resizes else _SIZE_STEP
-        probs = self._predict_padded(preprocessing.to_float(image_u8), step)
-        resized = preprocessing.resize(probs, size or image.shape[:2])
-        # OpenCV drops a last axis of length one.
-        return resized.reshape(*resized.shape[:2], probs.shape[-1])
 
-    def _predict_padded(self, image: np.ndarray, step: int) -> np.ndarray:
-        height, width = image.shape[:2]
-        padding = [(0, -n % step) for n in (height, width)]
-        padded = np.pad(image, [*padding, (0, 0)], mode="symmetric")
-        probs = np.asarray(self._predict_fn(padded[None]))[0]
-        return probs[:height, :width]
+    def _network_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
+        resizes = self._config.framing == "resize"
+        return (self._config.size, self._config.size) if resizes else shape
+
+    def _predict_bands(
+        self, read: scaling.ReadRegion, shape: tuple[int, int]
+    ) -> Iterator[np.ndarray]:
+        """Predicts tile by tile: float32 [rows, W, T], from top to bottom.
+
+        Args:
+          read: Rows and columns to prepared uint8 [h, w, 3].
+          shape: Height and width of the image.
+        """
+        # Squares of one size share a shape as they are.
+        step = 1 if self._config.framing == "resize" else _SIZE_STEP
+        height, width = (-(-n // step) * step for n in shape)
+        grid = tiling.plan(
+            height,
+            width,
+            tile=(min(height, self._tile), min(width, self._tile)),
+            margin=self._margin,
+            multiple=self._multiple,
+        )
+        tiles = (self._predict_tile(read, shape, grid, place) for place in grid.tiles)
+        for top, probs in tiling.stitch(grid, tiles):
+            yield probs[: max(shape[0] - top, 0), : shape[1]]
+
+    def _predict_tile(
+        self,
+        read: scaling.ReadRegion,
+        shape: tuple[int, int],
+        grid: tiling.Grid,
+        place: tuple[int, int],
+    ) -> np.ndarray:
+        """Reads, mirrors beyond the image's end, predicts: float32 [tile, tile, T]."""
+        sides = (grid.rows.tile, grid.columns.tile)
+        stops = [min(p + n, end) for p, n, end in zip(place, sides, shape, strict=True)]
+        region = [slice(p, stop) for p, stop in zip(place, stops, strict=True)]
+        image_u8 = read(*region)
+        missing = [n - have for n, have in zip(sides, image_u8.shape, strict=False)]
+        padding = [(0, n) for n in missing] + [(0, 0)]
+        padded = np.pad(image_u8, padding, mode="symmetric")
+        return np.asarray(self._predict_fn(preprocessing.to_float(padded)[None]))[0]
 
 
 def load_segmenter(
     checkpoint: str | os.PathLike | None = None,
     *,
     mode: Mode = "accurate",
-    threshold: float = 0.5,
+    threshold: float | None = None,
+    tta: int = 1,
 ) -> Segmenter:
     """Loads a trained network.
 
     Args:
       checkpoint: The folder that training wrote to.
       mode: "accurate", or "fast" for the one head that validation chose.
-      threshold: Least probability of the foreground.
+      threshold: Least probability of a nucleus's pixels; None = as tuned.
+      tta: Views to average: 1, or 8 for all flips and quarter turns.
 
     Raises:
       CheckpointError: If there is no readable checkpoint.
@@ -117,7 +315,7 @@ def load_segmenter(
     if checkpoint is None:
         raise ValueError("no weights are shipped yet: name the folder of a trained run")
     restored = restore_for_inference(os.fspath(checkpoint))
-    return make_segmenter(*restored, mode=mode, threshold=threshold)
+    return make_segmenter(*restored, mode=mode, threshold=threshold, tta=tta)
 
 
 def make_segmenter(
@@ -126,9 +324,115 @@ def make_segmenter(
     config: Config,
     *,
     mode: Mode = "accurate",
-    threshold: float = 0.5,
+    threshold: float | None = None,
+    tta: int = 1,
 ) -> Segmenter:
     """Makes a segmenter of what `restore_for_inference` returns."""
     head = config.inference.fast_head or None
-    predict_fn = make_predict_fn(model, variables, mode, head=head)
-    return Segmenter(predict_fn, config.data, threshold=threshold)
+    decoding = config.decoding
+    if threshold is not None:
+        decoding = dataclasses.replace(decoding, threshold=threshold)
+    return Segmenter(
+        make_predict_fn(model, variables, mode, head=head, tta=tta),
+        config.data,
+        decoding=decoding,
+        depth=model.depth,
+    )
+
+
+def _plane_of_array(
+    image: np.ndarray, channel: int | None, pixel_size: float | None
+) -> Plane:
+    """Makes a plane of an array [H, W] or [H, W, C]."""
+    pixels = image[..., None] if image.ndim == 2 else image
+    most = 4 if channel is None else np.inf
+    if pixels.ndim != 3 or 0 in pixels.shape or pixels.shape[-1] > most:
+        raise ImageError(
+            f"the image: is {image.shape}; wanted is [H, W] or [H, W, 1-4], or more "
+            "channels and the number of the one to look at (channel=)"
+        )
+    num_channels = pixels.shape[-1]
+    if channel is None:
+        segmented = (0, 1, 2) if num_channels >= 3 else (0,)
+    elif channel in range(num_channels):
+        segmented = (channel,)
+    else:
+        raise ImageError(f"the image: has no channel {channel}; it has {num_channels}")
+    return Plane(
+        path=pathlib.Path("image"),
+        name="the image",
+        suffix="",
+        shape=pixels.shape,
+        dtype=pixels.dtype,
+        channels=tuple(map(str, range(num_channels))),
+        segmented=segmented,
+        pixel_size=pixel_size,
+        _read=lambda rows, columns: pixels[rows, columns],
+    )
+
+
+def _measure(window: Window, plane: Plane) -> dict[str, np.ndarray]:
+    return measure_nuclei(
+        window.labels,
+        window.probs,
+        window.pixels,
+        channels=plane.channels,
+        top=window.top,
+        left=window.left,
+        image_shape=plane.shape[:2],
+        pixel_size=plane.pixel_size,
+    )
+
+
+def _join_columns(tables: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.concatenate([t[name] for t in tables]) for name in tables[0]}
+
+
+def _colour_reader(plane: Plane) -> scaling.ReadRegion:
+    """Reads regions as the colours that the network sees: uint8 [h, w, 3]."""
+    value_range = intensity_range(plane)
+    channels = list(plane.segmented)
+
+    def look(rows: slice, columns: slice) -> np.ndarray:
+        pixels = plane.read(rows, columns)[..., channels]
+        colours = to_rgb(pixels, name=plane.name, value_range=value_range)
+        return preprocessing.to_uint8(colours)
+
+    return look
+
+
+def _read_all(plane: Plane, look: scaling.ReadRegion, reason: str) -> np.ndarray:
+    height, width = plane.shape[:2]
+    if height * width > MAX_PIXELS:
+        raise ImageError(
+            f"{plane.name}: {height} x {width} pixels are too many for this network: "
+            f"{reason}. Take one trained with --framing=crop and --clahe_clip_limit=0"
+        )
+    return look(slice(0, height), slice(0, width))
+
+
+def _bands_of(look: scaling.ReadRegion, shape: tuple[int, int]) -> Iterator[np.ndarray]:
+    """Looks at a plane from top to bottom, a few rows at a time."""
+    step = max(_BAND_PIXELS // shape[1], 1)
+    for top in range(0, shape[0], step):
+        yield look(slice(top, min(top + step, shape[0])), slice(0, shape[1]))
+
+
+def _read_array(image_u8: np.ndarray) -> scaling.ReadRegion:
+    return lambda rows, columns: image_u8[rows, columns]
+
+
+def _resize_probs(probs: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    resized = preprocessing.resize(probs, size)
+    # OpenCV drops a last axis of length one.
+    return resized.reshape(*size, probs.shape[-1])
+
+
+def _rescale(decoding: DecodingConfig, scale: float) -> DecodingConfig:
+    """Sizes in pixels of an image that the network saw resized by `scale`."""
+    return dataclasses.replace(
+        decoding,
+        min_area=round(decoding.min_area / scale**2),
+        max_hole=round(decoding.max_hole / scale**2),
+        peak_distance=max(1, round(decoding.peak_distance / scale)),
+    )

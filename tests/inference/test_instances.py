@@ -1,13 +1,44 @@
 """Probabilities to label images, by hand-made examples."""
 
-import numpy as np
+import dataclasses
 
-from nucseg_jax.inference.instances import label_nuclei
+import numpy as np
+import pytest
+import skimage.draw
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nucseg_jax.config import TARGET_NAMES, DecodingConfig
+from nucseg_jax.data.targets import make_targets
+from nucseg_jax.inference import instances
+
+PLAIN = DecodingConfig(method="components", min_area=0, max_hole=0)
 
 
 def draw(picture):
     """Reads rows of digits as tenths: "059" is .0, .5, .9."""
     return np.array([[int(c) / 10 for c in row] for row in picture], np.float32)
+
+
+def label_nuclei(probs, **changes):
+    """Labels the connected parts of the foreground."""
+    decoding = dataclasses.replace(PLAIN, **changes)
+    return instances.label_nuclei(probs[..., None], ("foreground",), decoding)
+
+
+def discs(*circles, shape=(64, 64)):
+    """Draws nuclei (row, column, radius); later ones do not cover earlier ones."""
+    labels = np.zeros(shape, np.int32)
+    for k, (row, column, radius) in enumerate(circles, 1):
+        inside = skimage.draw.disk((row, column), radius, shape=shape)
+        labels[inside] = np.where(labels[inside], labels[inside], k)
+    return labels
+
+
+def perfect(labels, names=TARGET_NAMES):
+    probs = np.empty((*labels.shape, len(names)), np.float32)
+    make_targets(labels, names, out=probs)
+    return probs
 
 
 def test_connected_pixels_are_one_nucleus():
@@ -43,3 +74,83 @@ def test_many_nuclei_are_numbered_without_gaps():
     probs[::2, ::2] = 1
     labels = label_nuclei(probs)
     np.testing.assert_array_equal(np.unique(labels), np.arange(150 * 150 + 1))
+
+
+TOUCHING = discs((20, 20, 9), (20, 36, 8), (40, 30, 12), (55, 8, 6))
+
+
+@pytest.mark.parametrize("names", [TARGET_NAMES, TARGET_NAMES[:2]])
+def test_what_was_learned_from_label_images_gives_them_back(names):
+    """Touching nuclei are parted where the truth parts them, up to their outlines."""
+    decoding = DecodingConfig(marker_threshold=0.4)
+    labels = instances.label_nuclei(perfect(TOUCHING, names), names, decoding)
+    assert labels.max() == 4
+    for k in range(1, 5):
+        found = np.bincount(labels[TOUCHING == k]).argmax()
+        assert found > 0
+        overlap = np.sum((labels == found) & (TOUCHING == k))
+        assert overlap / np.sum((labels == found) | (TOUCHING == k)) > 0.9
+
+
+def test_foreground_alone_is_parted_by_its_shape():
+    labels = instances.label_nuclei(
+        perfect(TOUCHING, ("foreground",)), ("foreground",), DecodingConfig()
+    )
+    centres = [labels[20, 20], labels[20, 36], labels[40, 30], labels[55, 8]]
+    assert len(set(centres)) == 4 and min(centres) > 0
+
+
+def test_components_part_nothing():
+    decoding = DecodingConfig(method="components")
+    labels = instances.label_nuclei(perfect(TOUCHING), TARGET_NAMES, decoding)
+    assert labels[20, 20] == labels[20, 36] and labels.max() < 4
+
+
+def test_a_nucleus_without_a_marker_is_not_lost():
+    probs = perfect(discs((20, 20, 8), (50, 50, 8)))
+    probs[40:, 40:, 2] = 0
+    labels = instances.label_nuclei(probs, TARGET_NAMES, DecodingConfig())
+    assert labels.max() == 2 and labels[50, 50] > 0
+
+
+@pytest.mark.parametrize(("max_hole", "filled"), [(0, False), (8, False), (9, True)])
+def test_holes_are_filled_up_to_their_size(max_hole, filled):
+    mask = np.ones((20, 20), np.float32)
+    mask[0] = mask[-1] = 0
+    mask[8:11, 8:11] = 0
+    assert (label_nuclei(mask, max_hole=max_hole)[9, 9] > 0) == filled
+
+
+@pytest.mark.parametrize(("min_area", "count"), [(0, 3), (4, 3), (5, 2), (10, 1)])
+def test_small_nuclei_are_dropped(min_area, count):
+    mask = np.zeros((20, 20), np.float32)
+    mask[1:3, 1:3] = mask[6:9, 6:9] = mask[12:18, 2:8] = 1
+    labels = label_nuclei(mask, min_area=min_area)
+    np.testing.assert_array_equal(np.unique(labels), np.arange(count + 1))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(0, 2**16),
+    st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    st.integers(1, 3),
+)
+def test_any_probabilities_give_a_sound_label_image(seed, shape, num_targets):
+    rng = np.random.default_rng(seed)
+    probs = rng.random((*shape, num_targets), np.float32)
+    decoding = DecodingConfig(min_area=3, max_hole=2)
+    labels = instances.label_nuclei(probs, TARGET_NAMES[:num_targets], decoding)
+    assert labels.dtype == np.int32 and labels.shape == shape
+    np.testing.assert_array_equal(
+        np.unique(np.append(labels, 0)), np.arange(labels.max() + 1)
+    )
+    assert np.bincount(labels.ravel())[1:].min(initial=3) >= 3
+
+
+@pytest.mark.parametrize("num_targets", [1, 2, 3])
+@pytest.mark.parametrize("value", [0, 1])
+def test_one_value_everywhere(num_targets, value):
+    probs = np.full((30, 40, num_targets), value, np.float32)
+    names = TARGET_NAMES[:num_targets]
+    labels = instances.label_nuclei(probs, names, DecodingConfig())
+    np.testing.assert_array_equal(labels, np.full((30, 40), value))

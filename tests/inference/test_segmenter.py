@@ -1,19 +1,35 @@
 """One callable from an image of any kind to its nuclei."""
 
 import concurrent.futures
+import dataclasses
 
 import numpy as np
 import pytest
+import skimage.draw
 
-from nucseg_jax.config import Config, DataConfig, InferenceConfig
+from nucseg_jax.config import Config, DataConfig, DecodingConfig, InferenceConfig
 from nucseg_jax.data import preprocessing
-from nucseg_jax.data.images import ImageError
+from nucseg_jax.data.errors import ImageError
 from nucseg_jax.inference import segmenter as segmenter_module
 from nucseg_jax.inference.predictor import make_predict_fn
 from nucseg_jax.inference.segmenter import Segmenter, load_segmenter
 from tests.helpers import disc_image
 
 PLAIN = {"clahe_clip_limit": 0.0}
+# Every pixel above one half is kept.
+EVERY_PIXEL = DecodingConfig(method="components", min_area=0, max_hole=0)
+
+
+def discs(height, width, *, seed):
+    """Bright discs apart from each other, uint8 [H, W]."""
+    rng = np.random.default_rng(seed)
+    image = np.zeros((height, width), np.uint8)
+    for row in range(15, height, 30):
+        for column in range(15, width, 30):
+            centre = np.array([row, column]) + rng.integers(-3, 4, 2)
+            radius = rng.integers(4, 9)
+            image[skimage.draw.disk(centre, radius, shape=image.shape)] = 255
+    return image
 
 
 class RedNetwork:
@@ -34,13 +50,15 @@ def network():
 
 @pytest.fixture
 def segment(network):
-    return Segmenter(network, DataConfig(framing="crop", **PLAIN))
+    return Segmenter(network, DataConfig(framing="crop", **PLAIN), decoding=EVERY_PIXEL)
 
 
 @pytest.fixture(scope="module")
 def tiny_segmenter(model, variables):
     predict_fn = make_predict_fn(model, variables)
-    return Segmenter(predict_fn, DataConfig(framing="crop"))
+    return Segmenter(
+        predict_fn, DataConfig(framing="crop"), decoding=EVERY_PIXEL, depth=model.depth
+    )
 
 
 BITS = np.random.default_rng(0).random((9, 14)) < 0.5
@@ -164,7 +182,8 @@ def check_consistent(result, shape, threshold):
 def test_labels_probabilities_and_measurements_agree(network, threshold):
     image, labels = disc_image(48, seed=1)
     config = DataConfig(framing="crop", **PLAIN)
-    result = Segmenter(network, config, threshold=threshold)(image)
+    decoding = dataclasses.replace(EVERY_PIXEL, threshold=threshold)
+    result = Segmenter(network, config, decoding=decoding)(image)
     assert check_consistent(result, (48, 48), threshold) >= 1
     if threshold == 0.5:
         np.testing.assert_array_equal(result.labels > 0, labels > 0)
@@ -214,8 +233,111 @@ def test_load_segmenter_uses_what_the_checkpoint_holds(
     monkeypatch.setattr(segmenter_module, "restore_for_inference", restore)
     segment = load_segmenter("runs/some", mode=mode, threshold=0.25)
     assert folders == ["runs/some"]
-    assert segment.threshold == 0.25
+    assert segment.decoding == DecodingConfig(threshold=0.25)
     image = np.random.default_rng(0).random((16, 16, 3), np.float32)
     image = np.round(image * 255) / np.float32(255)
     expected = make_predict_fn(model, variables, mode, head=head)(image[None])[0]
     np.testing.assert_allclose(segment.predict(image), expected, atol=1e-6)
+
+
+SCENE = discs(300, 350, seed=4)
+
+
+@pytest.mark.parametrize("tile", [64, 128])
+@pytest.mark.parametrize("shape", [(300, 350), (64, 350), (301, 65)])
+def test_tiles_equal_the_whole(model, variables, tile, shape):
+    """Everywhere, not only away from where tiles meet."""
+    predict_fn = make_predict_fn(model, variables)
+    config = DataConfig(framing="crop", **PLAIN)
+    image = np.random.default_rng(0).random((*shape, 3), np.float32)
+    whole = Segmenter(predict_fn, config, depth=model.depth).predict(image)
+    tiled = Segmenter(predict_fn, config, depth=model.depth, tile=tile).predict(image)
+    np.testing.assert_allclose(tiled, whole, atol=1e-5)
+
+
+def test_only_one_shape_is_compiled_for_a_large_image(model, variables):
+    predict_fn = make_predict_fn(model, variables)
+    segment = Segmenter(
+        predict_fn, DataConfig(framing="crop", **PLAIN), depth=model.depth, tile=64
+    )
+    segment.predict(np.zeros((333, 217, 3), np.float32))
+    assert predict_fn._cache_size() == 1
+
+
+def test_a_streamed_image_has_the_nuclei_of_the_whole(network, monkeypatch):
+    config = DataConfig(framing="crop", **PLAIN)
+    whole = Segmenter(network, config, decoding=EVERY_PIXEL)(SCENE)
+    monkeypatch.setattr(segmenter_module, "_CORE", 90)
+    monkeypatch.setattr(segmenter_module, "_HALO", 40)
+    segment = Segmenter(network, config, decoding=EVERY_PIXEL, depth=2, tile=128)
+    streamed = segment(SCENE)
+    np.testing.assert_array_equal(streamed.labels > 0, whole.labels > 0)
+    assert streamed.labels.max() == whole.labels.max() > 20
+    for name in ("area", "y", "x", "solidity", "touches_border"):
+        order = np.lexsort((whole.measurements["x"], whole.measurements["y"]))
+        order_2 = np.lexsort((streamed.measurements["x"], streamed.measurements["y"]))
+        np.testing.assert_allclose(
+            streamed.measurements[name][order_2], whole.measurements[name][order]
+        )
+
+
+def test_contrast_is_that_of_the_whole_image_in_every_tile(network):
+    """A dark corner stays dark: no tile is stretched by itself."""
+    config = DataConfig(framing="crop", normalization="stretch", **PLAIN)
+    image = np.full((256, 256), 100, np.uint8)
+    image[:128, :128] = 20
+    image[200:, 200:] = 250
+    segment = Segmenter(network, config, depth=2, tile=128)
+    probs = segment(image).probs[..., 0]
+    assert probs[:100, :100].max() == 0 and probs[210:, 210:].min() == 1
+    np.testing.assert_allclose(probs[150, 150], 80 / 230, atol=0.01)
+
+
+@pytest.mark.parametrize("scale", [0.5, 2.0])
+def test_another_magnification_is_brought_to_that_of_training_and_back(network, scale):
+    config = DataConfig(framing="crop", **PLAIN)
+    segment = Segmenter(network, config, depth=2)
+    result = segment(SCENE, scale=scale)
+    seen = network.seen[-1].shape[1:3]
+    assert seen == tuple(-(-round(n * scale) // 64) * 64 for n in SCENE.shape)
+    assert result.labels.shape == SCENE.shape
+    truth = SCENE > 127
+    agreement = np.mean((result.labels > 0) == truth)
+    assert agreement > 0.98
+
+
+@pytest.mark.parametrize(
+    ("trained", "pixel_size", "scale"),
+    [(0.0, 0.5, 1), (0.5, None, 1), (0.5, 0.25, 0.5), (0.5, 1.0, 2), (0.5, 0.52, 1)],
+)
+def test_scale_follows_the_pixel_sizes_where_both_are_known(
+    network, trained, pixel_size, scale
+):
+    config = DataConfig(framing="crop", pixel_size=trained, **PLAIN)
+    assert Segmenter(network, config).choose_scale(pixel_size) == scale
+
+
+def test_one_of_many_channels(network, segment):
+    image = np.zeros((20, 20, 7), np.uint8)
+    image[5:9, 5:9, 5] = 255
+    with pytest.raises(ImageError, match="channel="):
+        segment(image)
+    result = segment(image, channel=5)
+    assert result.labels.max() == 1
+    assert list(result.measurements["intensity_mean_5"]) == [255]
+    with pytest.raises(ImageError, match="has no channel 7"):
+        segment(image, channel=7)
+
+
+def test_micrometres(segment):
+    image = np.zeros((20, 20), np.uint8)
+    image[5:9, 5:10] = 255
+    table = segment(image, pixel_size=0.5).measurements
+    assert table["area"][0] == 5 and table["unit"][0] == "um"
+
+
+def test_networks_that_need_the_whole_image_say_so(network, monkeypatch):
+    monkeypatch.setattr(segmenter_module, "MAX_PIXELS", 1000)
+    for config in (DataConfig(framing="crop"), DataConfig(framing="resize", size=32)):
+        with pytest.raises(ImageError, match="40 x 40 pixels are too many"):
+            Segmenter(network, config)(np.zeros((40, 40), np.uint8))

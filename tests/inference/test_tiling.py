@@ -101,7 +101,7 @@ def test_tiles_that_only_overlap_are_refused():
 
 @pytest.mark.parametrize("depth", [2, 3, 4])
 def test_reach_is_how_far_a_pixel_is_felt(depth):
-    """With no negative weight nothing cancels: one bright pixel shows its whole reach."""
+    """With no negative weight nothing cancels: one pixel shows its whole reach."""
     model = UNetPlusPlus(features=(2,) * depth)
     image = jnp.zeros((1, 128, 16, 3))
     variables = model.init(jax.random.key(0), image)

@@ -1,0 +1,90 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pathlib
+import shutil
+import time
+from collections.abc import Iterator
+from typing import TypedDict
+
+_TEMPORARY = ".nucseg-*.tmp"
+DAY = 24 * 60 * 60.0
+
+
+class _Text(TypedDict):
+    encoding: str
+    errors: str
+
+
+# How text files are opened. A file's name need not be valid UTF-8: its bytes are kept.
+TEXT: _Text = {"encoding": "utf-8", "errors": "surrogateescape"}
+
+
+@contextlib.contextmanager
+def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Gives a temporary file to write, which takes the name `path` at the end.
+
+    Folders are created. After an error nothing is left behind, and a file that was
+    there before stays.
+
+    Raises:
+      OSError: If the file cannot be written; names it.
+    """
+    temporary = temporary_path(path)
+    with naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def temporary_path(path: pathlib.Path) -> pathlib.Path:
+    """Names a hidden neighbour of `path`, another one in every process.
+
+    Its length does not grow with that of the name, which may be at the limit already.
+    """
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
+    return path.with_name(f".nucseg-{digest}-{os.getpid()}.tmp")
+
+
+@contextlib.contextmanager
+def naming(path: pathlib.Path) -> Iterator[None]:
+    """Lets every OSError tell which file could not be written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise OSError(f"{path}: {error}") from error
+        reason = error.strerror or os.strerror(error.errno)
+        raise OSError(error.errno, reason, str(path)) from error
+
+
+def remove(path: pathlib.Path) -> None:
+    """Removes a file, or a folder with all in it, if there is one."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: pathlib.Path, *, older_than: float = DAY) -> int:
+    """Removes temporary files that killed processes left anywhere below a folder.
+
+    Args:
+      folder: The output folder.
+      older_than: Seconds since the last change; younger ones may be in use.
+
+    Returns:
+      How many were removed.
+    """
+    latest = time.time() - older_than
+    found = [p for p in folder.rglob(_TEMPORARY) if p.lstat().st_mtime < latest]
+    for path in found:
+        remove(path)
+    return len(found)
