@@ -12,8 +12,9 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 
 from nucseg_jax.data.errors import ImageError
-from nucseg_jax.data.planes import Plane, can_open, open_planes
+from nucseg_jax.data.planes import ZARR_SUFFIX, Plane, can_open, open_planes
 from nucseg_jax.inference import outputs
+from nucseg_jax.inference.outputs.summaries import summary_path
 from nucseg_jax.inference.segmenter import Segmenter
 from nucseg_jax.inference.streams import PlaneInfo, Window
 
@@ -89,7 +90,7 @@ def find_jobs(source: str | os.PathLike) -> list[Job]:
       ImageError: If there is no such file or folder, or no image in it.
     """
     root = pathlib.Path(source)
-    if root.is_file() or (root.is_dir() and can_open(root)):
+    if root.is_file() or (root.is_dir() and _is_zarr(root.name)):
         relative = pathlib.PurePath(root.name)
         return [Job(root, relative, relative.with_suffix(""))]
     if not root.is_dir():
@@ -244,14 +245,14 @@ def _is_done(
     """Tells whether all products are there, and newer than the image."""
     if not outputs.is_finished(output, name, options.save):
         return False
-    finished = outputs.summary_path(output, name).stat().st_mtime
+    finished = summary_path(output, name).stat().st_mtime
     return finished >= job.image.stat().st_mtime
 
 
 def _walk_images(root: pathlib.Path) -> Iterator[pathlib.PurePath]:
     """Yields the images below a folder, relative to it; hidden ones are left out."""
     for folder, subfolders, names in os.walk(root):
-        found = [name for name in subfolders if can_open(pathlib.Path(name))]
+        found = [name for name in subfolders if _is_zarr(name)]
         # An OME-Zarr is a folder, and one image.
         subfolders[:] = [
             name for name in subfolders if name not in found and name[0] != "."
@@ -259,6 +260,10 @@ def _walk_images(root: pathlib.Path) -> Iterator[pathlib.PurePath]:
         found += [name for name in names if can_open(pathlib.Path(name))]
         for name in found:
             yield pathlib.PurePath(folder, name).relative_to(root)
+
+
+def _is_zarr(folder: str) -> bool:
+    return folder.lower().endswith(ZARR_SUFFIX) and folder[0] != "."
 
 
 def _name_results(paths: Sequence[pathlib.PurePath]) -> list[pathlib.PurePath]:

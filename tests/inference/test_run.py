@@ -1,5 +1,7 @@
 """Many files: which are found, what their results are called, what is written."""
 
+import csv
+import json
 import os
 import pathlib
 
@@ -8,8 +10,10 @@ import PIL.Image
 import pytest
 import tifffile
 
-from nucseg_jax.data.images import ImageError
-from nucseg_jax.inference.run import FOLDERS, find_jobs, predict_files
+from nucseg_jax.config import DataConfig, DecodingConfig
+from nucseg_jax.data.images import MAX_PIXELS, ImageError, read_image
+from nucseg_jax.inference.run import Options, find_jobs, segment_files, select_shard
+from nucseg_jax.inference.segmenter import Segmenter
 from tests.helpers import disc_image
 
 
@@ -30,7 +34,7 @@ def named(root):
 
 def test_images_are_found_in_name_order(tmp_path):
     touch(tmp_path, "c.png", "a.tif", "b.JPG", "notes.txt", "d.csv")
-    assert named(tmp_path) == {"a.tif": "a.png", "b.JPG": "b.png", "c.png": "c.png"}
+    assert named(tmp_path) == {"a.tif": "a", "b.JPG": "b", "c.png": "c"}
     assert [job.image.name for job in find_jobs(tmp_path)] == [
         "a.tif",
         "b.JPG",
@@ -41,25 +45,25 @@ def test_images_are_found_in_name_order(tmp_path):
 def test_subfolders_are_kept(tmp_path):
     touch(tmp_path, "a.png", "day 1/a.png", "day 1/well 2/a.tif", "day 2/b.bmp")
     assert named(tmp_path) == {
-        "a.png": "a.png",
-        "day 1/a.png": "day 1/a.png",
-        "day 1/well 2/a.tif": "day 1/well 2/a.png",
-        "day 2/b.bmp": "day 2/b.png",
+        "a.png": "a",
+        "day 1/a.png": "day 1/a",
+        "day 1/well 2/a.tif": "day 1/well 2/a",
+        "day 2/b.bmp": "day 2/b",
     }
 
 
 def test_hidden_files_are_ignored(tmp_path):
     touch(tmp_path, "a.png", ".a.png", "sub/._b.tif", ".b.png.1234.tmp")
-    assert named(tmp_path) == {"a.png": "a.png"}
+    assert named(tmp_path) == {"a.png": "a"}
 
 
 def test_names_that_differ_in_their_ending_alone_do_not_clash(tmp_path):
     touch(tmp_path, "a.png", "a.tif", "b.jpg", "sub/a.png")
     assert named(tmp_path) == {
-        "a.png": "a.png.png",
-        "a.tif": "a.tif.png",
-        "b.jpg": "b.png",
-        "sub/a.png": "sub/a.png",
+        "a.png": "a.png",
+        "a.tif": "a.tif",
+        "b.jpg": "b",
+        "sub/a.png": "sub/a",
     }
 
 
@@ -73,12 +77,12 @@ def test_no_two_results_share_a_name(tmp_path):
 def test_a_file_may_be_named_itself(tmp_path):
     touch(tmp_path, "a.b.tif")
     (job,) = find_jobs(str(tmp_path / "a.b.tif"))
-    assert (job.image, job.name) == (tmp_path / "a.b.tif", pathlib.Path("a.b.png"))
+    assert (job.image, job.name) == (tmp_path / "a.b.tif", pathlib.Path("a.b"))
 
 
 def test_folders_are_no_images(tmp_path):
     touch(tmp_path, "a.png/b.tif")
-    assert named(tmp_path) == {"a.png/b.tif": "a.png/b.png"}
+    assert named(tmp_path) == {"a.png/b.tif": "a.png/b"}
 
 
 @pytest.mark.parametrize("name", ["missing", "missing/a.png"])
@@ -89,108 +93,170 @@ def test_a_missing_folder_is_an_error(tmp_path, name):
 
 def test_a_folder_without_images_is_an_error(tmp_path):
     touch(tmp_path, "notes.txt")
-    with pytest.raises(ImageError, match=r"holds no image \(.png, .jpg"):
+    with pytest.raises(ImageError, match=r"holds no image \(PNG, JPEG"):
         find_jobs(tmp_path)
 
 
-def red_channel(image):
-    assert image.dtype == np.float32
-    return image[..., :1]
+class RedNetwork:
+    """Predicts the red channel; counts the images that it was given."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, images):
+        self.calls += 1
+        return images[..., :1]
 
 
-def write_images(folder):
+@pytest.fixture
+def network():
+    return RedNetwork()
+
+
+@pytest.fixture
+def segmenter(network):
+    config = DataConfig(framing="crop", clahe_clip_limit=0)
+    decoding = DecodingConfig(method="components", min_area=0, max_hole=0)
+    return Segmenter(network, config, decoding=decoding, depth=2)
+
+
+def options(**changes):
+    defaults = {"save": ("labels", "table"), "max_pixels": MAX_PIXELS}
+    return Options(**(defaults | changes))
+
+
+@pytest.fixture
+def folder(tmp_path):
     """Three images of three sizes and kinds, and one that is damaged."""
-    folder.mkdir()
-    for seed, (name, size) in enumerate(
-        {"a.png": (20, 31), "b b.jpg": (40, 24), "ä.tif": (17, 48)}.items()
-    ):
-        gray = disc_image(48, seed=seed)[0][: size[0], : size[1]]
+    root = tmp_path / "images"
+    root.mkdir()
+    sizes = {"a.png": (20, 31), "b b.bmp": (40, 24), "sub/ä.tif": (17, 48)}
+    for seed, (name, (height, width)) in enumerate(sizes.items()):
+        gray = disc_image(48, seed=seed)[0][:height, :width]
+        path = root / name
+        path.parent.mkdir(exist_ok=True)
         if name.endswith(".tif"):
-            tifffile.imwrite(folder / name, gray)
+            tifffile.imwrite(path, gray)
         else:
-            PIL.Image.fromarray(gray).save(folder / name)
-    (folder / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
-    return {"a.png": (20, 31), "b b.png": (40, 24), "ä.png": (17, 48)}
+            PIL.Image.fromarray(gray).save(path)
+    (root / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
+    return root
 
 
-def read(path):
-    with PIL.Image.open(path) as picture:
-        assert picture.format == "PNG"
-        return np.asarray(picture)
+def run(folder, segmenter, output, **changes):
+    return list(segment_files(find_jobs(folder), segmenter, output, options(**changes)))
 
 
-def test_a_file_that_cannot_be_read_does_not_end_the_run(tmp_path):
-    sizes = write_images(tmp_path / "in")
-    jobs = find_jobs(tmp_path / "in")
-    outcomes = predict_files(jobs, red_channel, tmp_path / "out", threshold=0.5)
-    assert [outcome.job for outcome in outcomes] == jobs
-    failed = [outcome for outcome in outcomes if outcome.error]
-    assert [outcome.job.image.name for outcome in failed] == ["bad.png"]
-    assert "bad.png" in failed[0].error
-    assert failed[0].num_nuclei == 0
-    for folder in FOLDERS:
-        assert set(os.listdir(tmp_path / "out" / folder)) == set(sizes)
+def test_every_good_file_is_done_and_every_bad_one_told(folder, segmenter, tmp_path):
+    outcomes = run(folder, segmenter, tmp_path / "out")
+    assert [o.job.relative.as_posix() for o in outcomes] == [
+        "a.png",
+        "b b.bmp",
+        "bad.png",
+        "sub/ä.tif",
+    ]
+    (bad,) = [o for o in outcomes if o.error]
+    assert "bad.png" in bad.error and bad.num_planes == 0
+    for outcome in outcomes:
+        if outcome is bad:
+            continue
+        name = outcome.job.name
+        labels = tifffile.imread(tmp_path / "out/labels" / f"{name}.tif")
+        image = read_image(outcome.job.image)
+        np.testing.assert_array_equal(labels > 0, np.round(image[..., 0] * 255) >= 128)
+        assert labels.max() == outcome.num_nuclei > 0
+        with open(tmp_path / "out/tables" / f"{name}.csv", newline="") as file:
+            assert len(list(csv.DictReader(file))) == outcome.num_nuclei
 
 
-def test_results_have_the_images_own_size_and_kind(tmp_path):
-    sizes = write_images(tmp_path / "in")
-    jobs = find_jobs(tmp_path / "in")
-    predict_files(jobs, red_channel, tmp_path / "out", threshold=0.5)
-    for name, size in sizes.items():
-        mask, probs, overlay = (read(tmp_path / "out" / f / name) for f in FOLDERS)
-        assert (mask.shape, probs.shape, overlay.shape) == (size, size, (*size, 3))
-        assert mask.dtype == probs.dtype == overlay.dtype == np.uint8
-        np.testing.assert_array_equal(mask, np.where(probs >= 128, 255, 0))
+def test_finished_files_are_skipped(folder, segmenter, network, tmp_path):
+    run(folder, segmenter, tmp_path / "out")
+    calls = network.calls
+    again = run(folder, segmenter, tmp_path / "out")
+    assert network.calls == calls
+    assert [o.num_skipped for o in again] == [1, 1, 0, 1]
 
 
-def test_probabilities_nuclei_and_outlines_are_those_predicted(tmp_path):
+def test_a_missing_product_and_a_changed_image_are_made_anew(
+    folder, segmenter, network, tmp_path
+):
+    out = tmp_path / "out"
+    run(folder, segmenter, out)
+    (out / "labels/a.tif").unlink()
+    later = (out / "tables/b b.json").stat().st_mtime + 10
+    os.utime(folder / "b b.bmp", (later, later))
+    again = run(folder, segmenter, out)
+    assert [o.num_planes for o in again] == [1, 1, 0, 0]
+    assert (out / "labels/a.tif").is_file()
+
+
+def test_another_product_is_added_to_finished_files(folder, segmenter, tmp_path):
+    run(folder, segmenter, tmp_path / "out")
+    again = run(folder, segmenter, tmp_path / "out", save=("labels", "table", "mask"))
+    assert [o.num_planes for o in again] == [1, 1, 0, 1]
+    assert (tmp_path / "out/masks/a.png").is_file()
+
+
+def test_the_frames_of_a_stack_are_images_of_their_own(segmenter, tmp_path):
+    frames = np.stack([disc_image(32, seed=k)[0] for k in range(3)])
+    path = tmp_path / "film.tif"
+    tifffile.imwrite(path, frames, imagej=True, metadata={"axes": "TYX"})
+    (outcome,) = run(path, segmenter, tmp_path / "out")
+    assert outcome.num_planes == 3 and not outcome.error
+    written = sorted(p.name for p in (tmp_path / "out/labels").iterdir())
+    assert written == ["film_t000.tif", "film_t001.tif", "film_t002.tif"]
+    labels = tifffile.imread(tmp_path / "out/labels/film_t001.tif")
+    np.testing.assert_array_equal(labels > 0, frames[1] >= 128)
+
+
+def test_results_that_would_share_a_name_are_refused(segmenter, tmp_path):
+    frames = np.stack([disc_image(32, seed=k)[0] for k in range(2)])
     (tmp_path / "in").mkdir()
-    gray = np.zeros((20, 30), np.uint8)
-    gray[2:8, 2:8], gray[12:18, 5:25], gray[3, 20] = 200, 130, 127
-    PIL.Image.fromarray(gray).save(tmp_path / "in" / "a.png")
-    (outcome,) = predict_files(
-        find_jobs(tmp_path / "in"), red_channel, tmp_path / "out", threshold=0.5
+    tifffile.imwrite(
+        tmp_path / "in/film.tif", frames, imagej=True, metadata={"axes": "TYX"}
     )
-    assert (outcome.num_nuclei, outcome.error) == (2, "")
-    np.testing.assert_array_equal(read(tmp_path / "out/probabilities/a.png"), gray)
-    mask = read(tmp_path / "out/masks/a.png")
-    np.testing.assert_array_equal(mask, np.where(gray >= 128, 255, 0))
-    overlay = read(tmp_path / "out/overlays/a.png")
-    yellow = (overlay == (255, 214, 0)).all(axis=-1)
-    assert yellow.sum() == 20 + 2 * 20 + 2 * 4
-    assert (mask[yellow] == 255).all()
+    PIL.Image.fromarray(frames[0]).save(tmp_path / "in/film_t001.png")
+    outcomes = run(tmp_path / "in", segmenter, tmp_path / "out")
+    (error,) = [o.error for o in outcomes if o.error]
+    assert "film_t001" in error and "rename one of the files" in error
 
 
-def test_the_threshold_is_used(tmp_path):
-    (tmp_path / "in").mkdir()
-    PIL.Image.fromarray(np.array([[250, 0, 150, 0, 50]], np.uint8)).save(
-        tmp_path / "in" / "a.png"
-    )
-    jobs = find_jobs(tmp_path / "in")
-    for threshold, count in ((0.1, 3), (0.5, 2), (0.9, 1), (0.99, 0)):
-        (outcome,) = predict_files(
-            jobs, red_channel, tmp_path / "out", threshold=threshold
-        )
-        assert outcome.num_nuclei == count
-        assert (read(tmp_path / "out/masks/a.png") == 255).sum() == count
+def test_shards_share_the_work_without_loss_or_doubling(folder):
+    jobs = find_jobs(folder)
+    for number in range(1, 7):
+        parts = [select_shard(jobs, number, k) for k in range(number)]
+        together = [job for part in parts for job in part]
+        assert sorted(together, key=jobs.index) == jobs
 
 
-def test_a_full_disk_ends_the_run(tmp_path, monkeypatch):
-    write_images(tmp_path / "in")
-
-    def save(picture, file, format):
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(PIL.Image.Image, "save", save)
-    with pytest.raises(OSError, match="no space left"):
-        predict_files(
-            find_jobs(tmp_path / "in"), red_channel, tmp_path / "out", threshold=0.5
-        )
+@pytest.mark.parametrize(("number", "index"), [(2, 2), (1, -1), (0, 0)])
+def test_there_is_no_such_shard(number, index):
+    with pytest.raises(ValueError, match="shard_index"):
+        select_shard([], number, index)
 
 
-def test_hidden_folders_are_left_out(tmp_path):
-    for folder in (".ipynb_checkpoints", "seen"):
-        (tmp_path / folder).mkdir()
-        PIL.Image.new("L", (4, 4)).save(tmp_path / folder / "a.png")
-    jobs = find_jobs(tmp_path)
-    assert [job.name.as_posix() for job in jobs] == ["seen/a.png"]
+def test_an_output_that_cannot_be_written_ends_the_run(folder, segmenter, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "labels").write_text("a file where a folder is wanted")
+    with pytest.raises(OSError, match="labels"):
+        run(folder, segmenter, out)
+    assert not list(out.rglob("*.tmp"))
+
+
+def test_few_files_are_open_ahead_of_the_results_taken(segmenter, network, tmp_path):
+    root = tmp_path / "many"
+    root.mkdir()
+    for k in range(30):
+        PIL.Image.fromarray(disc_image(16, seed=k)[0]).save(root / f"{k:02}.png")
+    outcomes = segment_files(find_jobs(root), segmenter, tmp_path / "out", options())
+    next(outcomes)
+    outcomes.close()
+    assert network.calls < 10
+
+
+def test_pixel_size_and_scale_are_passed_on(segmenter, network, tmp_path):
+    PIL.Image.fromarray(disc_image(100, seed=1)[0]).save(tmp_path / "a.png")
+    run(tmp_path / "a.png", segmenter, tmp_path / "out", pixel_size=0.5, scale=0.5)
+    summary = json.loads((tmp_path / "out/tables/a.json").read_text())
+    assert summary["pixel_size"] == 0.5 and summary["unit"] == "um"
