@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+import stat
 from collections.abc import Iterator
 
 from nucseg_jax.data.errors import ImageError
@@ -43,32 +44,34 @@ def open_stacks(
 def _open(
     path: pathlib.Path, axes: str | None, max_pixels: int
 ) -> contextlib.AbstractContextManager[list[Stack]]:
-    if path.is_dir() and any((path / name).exists() for name in _ZARR_FILES):
-        # Here, because it takes half a second and few need it.
-        from nucseg_jax.data.formats import ome_zarr
+    if _is_folder(path):
+        if any((path / name).exists() for name in _ZARR_FILES):
+            # Here, because it takes half a second and few need it.
+            from nucseg_jax.data.formats import ome_zarr
 
-        return ome_zarr.open_ome_zarr(path, axes=axes, max_pixels=max_pixels)
-    start = _first_bytes(path)
+            return ome_zarr.open_ome_zarr(path, axes=axes, max_pixels=max_pixels)
+        what = "Zarr metadata" if path.suffix.lower() == ZARR_SUFFIX else "image file"
+        raise ImageError(f"{path}: no such file, but a folder without {what}")
+    with path.open("rb") as file:
+        start = file.read(8)
     if start.startswith(_TIFF_STARTS):
         return tiff.open_tiff(path, axes=axes, max_pixels=max_pixels)
     if raster.find_reader(start) is not None:
         return raster.open_raster(path, max_pixels=max_pixels)
+    if not start:
+        raise ImageError(f"{path}: the file is empty (0 bytes)")
     raise ImageError(
         f"{path}: is no PNG, JPEG, BMP or TIFF, whatever its name; its first bytes "
         f"are {start!r}"
     )
 
 
-def _first_bytes(path: pathlib.Path) -> bytes:
-    if path.is_dir():
-        what = "Zarr metadata" if path.suffix.lower() == ZARR_SUFFIX else "image file"
-        raise ImageError(f"{path}: no such file, but a folder without {what}")
-    if not path.exists():
-        raise ImageError(f"{path}: no such file")
-    if not path.is_file():
+def _is_folder(path: pathlib.Path) -> bool:
+    """Tells folders from files; what is neither could not be read to its end."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ImageError(f"{path}: no such file") from error
+    if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
         raise ImageError(f"{path}: is no regular file")
-    with path.open("rb") as file:
-        start = file.read(8)
-    if not start:
-        raise ImageError(f"{path}: the file is empty (0 bytes)")
-    return start
+    return stat.S_ISDIR(mode)

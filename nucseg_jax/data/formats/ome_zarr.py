@@ -1,9 +1,5 @@
 """Opens OME-Zarr folders: image metadata 0.4 (Zarr 2) and 0.5 (Zarr 3), level 0.
 
-Chunks that a folder lacks are empty by Zarr's rules, so a copy from which chunks were
-lost looks darker, not damaged; a folder without any chunk is refused. A chunk deeper
-than a picture is decoded once for each picture.
-
 Metadata: https://ngff.openmicroscopy.org/0.4/ and https://ngff.openmicroscopy.org/0.5/
 """
 
@@ -12,22 +8,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import zarr
 
 from nucseg_jax.data import errors
-from nucseg_jax.data.formats import regions
-from nucseg_jax.data.formats.stacks import ReadPicture, Stack, settle_axes
+from nucseg_jax.data.formats.stacks import Stack, settle_axes
 from nucseg_jax.data.formats.units import combine_sides, micrometres
+from nucseg_jax.data.formats.zarr_blocks import ZarrBlocks
 
 _LETTERS = {"time": "T", "channel": "C"}
-_METADATA_FILES = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
-_SMALLEST_BLOCK_SIDE = 1024  # Smaller chunks are read several at once.
 
 
 @contextlib.contextmanager
@@ -167,87 +159,18 @@ def _stack_of(
     lengths = tuple(shape[place] for place in kept)
     axes = settle_axes(image.path, own, lengths, answer)
     places = dict(zip(axes, kept, strict=True))
-    _check_chunks(image, places, max_pixels)
-    num_channels = shape[places["C"]] if "C" in places else 1
-    has_names = len(image.channels) == num_channels
-    names = image.channels if has_names else tuple(map(str, range(num_channels)))
+    blocks = ZarrBlocks(image.path, image.array, places, max_pixels=max_pixels)
+    closing.callback(blocks.close)
+    has_names = len(image.channels) == blocks.num_channels
+    numbers = tuple(str(n) for n in range(blocks.num_channels))
     return Stack(
         axes=axes,
         lengths=lengths,
         height=shape[places["Y"]],
         width=shape[places["X"]],
-        channels=names,
+        channels=image.channels if has_names else numbers,
         is_colour=False,  # The format has no colours: red, green and blue are channels.
-        dtype=image.array.dtype.newbyteorder("="),
+        dtype=blocks.dtype,
         pixel_size=image.pixel_size,
-        read=_make_read(image.array, places, num_channels, closing),
+        read=blocks.read,
     )
-
-
-def _check_chunks(image: _Image, places: dict[str, int], max_pixels: int) -> None:
-    chunk = image.array.chunks
-    channels = chunk[places["C"]] if "C" in places else 1
-    wide = -(-channels // 4)  # More than RGBA weighs more than a pixel.
-    errors.check_size(image.path, math.prod(chunk) // channels * wide, max_pixels)
-    folder = image.path / image.array.path
-    if all(name in _METADATA_FILES for name in os.listdir(folder)):
-        raise errors.ImageError(f"{image.path}: holds no pixels, it lacks all chunks")
-
-
-def _make_read(
-    array: zarr.Array,
-    places: dict[str, int],
-    num_channels: int,
-    closing: contextlib.ExitStack,
-) -> ReadPicture:
-    """Makes the function that reads a picture, with a cache of decoded blocks.
-
-    Args:
-      array: Of any order of axes.
-      places: Letter of an axis -> its place in the array.
-      num_channels: Of a pixel.
-      closing: Empties the cache.
-    """
-    dtype = array.dtype.newbyteorder("=")
-    block_height, block_width = (
-        _block_side(array.chunks[places[axis]]) for axis in "YX"
-    )
-    block_shape = block_height, block_width
-    inner = [axis for axis in sorted(places, key=places.__getitem__) if axis in "YXC"]
-    order = [inner.index(axis) for axis in "YXC" if axis in inner]
-    counted = [places[axis] for axis in places if axis not in "YXC"]
-
-    def load(index: tuple[int, ...], i: int, j: int) -> np.ndarray:
-        selection: list[int | slice] = [0] * array.ndim
-        for place, number in zip(counted, index, strict=True):
-            selection[place] = number
-        for axis, number, side in zip("YX", (i, j), block_shape, strict=True):
-            selection[places[axis]] = slice(number * side, (number + 1) * side)
-        if "C" in places:
-            selection[places["C"]] = slice(None)
-        block = np.asarray(array[tuple(selection)]).transpose(order)
-        return block.reshape(*block.shape[:2], num_channels)
-
-    cached = regions.cached(
-        load,
-        block_bytes=math.prod(block_shape) * num_channels * dtype.itemsize,
-        blocks_a_row=-(-array.shape[places["X"]] // block_shape[1]),
-    )
-    closing.callback(cached.cache_clear)
-
-    def read(index: tuple[int, ...], rows: slice, columns: slice) -> np.ndarray:
-        return regions.read_blocks(
-            lambda i, j: cached(index, i, j),
-            rows,
-            columns,
-            block_shape=block_shape,
-            samples=num_channels,
-            dtype=dtype,
-        )
-
-    return read
-
-
-def _block_side(chunk: int) -> int:
-    """A multiple of the chunk's side that is not too small."""
-    return chunk * -(-_SMALLEST_BLOCK_SIDE // chunk)

@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import os
 import pathlib
+import struct
 from collections.abc import Iterator
 
 import tifffile
 
+from nucseg_jax.data.errors import ImageError
 from nucseg_jax.data.formats import (
     regions,
     tiff_colours,
@@ -45,6 +48,8 @@ def open_tiff(
         large, or colours or values are of a kind that cannot be read.
     """
     with contextlib.ExitStack() as closing, tifffile.TiffFile(path) as tiff:
+        if tiff.series and tiff.series[0].kind not in _SLIDES:
+            _check_page_list(path, tiff)
         numbers = _choose_series(tiff)
         stacks = []
         for number in numbers:
@@ -52,6 +57,30 @@ def open_tiff(
             name = f"s={number}" if len(numbers) > 1 else ""
             stacks.append(dataclasses.replace(stack, name=name))
         yield stacks
+
+
+def _check_page_list(path: pathlib.Path, tiff: tifffile.TiffFile) -> None:
+    """Refuses a file whose list of pages breaks off.
+
+    tifffile would leave out the pages that it cannot find, and so does it with an
+    ImageJ stack that is shorter than its header says.
+    """
+    layout, handle = tiff.tiff, tiff.filehandle
+    offset, seen = tiff.pages.first.offset, set()
+    while offset:
+        if offset in seen or offset + layout.tagnosize > handle.size:
+            raise ImageError(
+                f"{path}: the file is damaged, its pages break off after {len(seen)}"
+            )
+        seen.add(offset)
+        handle.seek(offset)
+        (num_tags,) = struct.unpack(layout.tagnoformat, handle.read(layout.tagnosize))
+        handle.seek(num_tags * layout.tagsize, os.SEEK_CUR)
+        (offset,) = struct.unpack(layout.offsetformat, handle.read(layout.offsetsize))
+    if tiff.is_imagej and tiff.series[0].kind in ("generic", "uniform"):
+        raise ImageError(
+            f"{path}: the file is damaged, it is too short for its ImageJ header"
+        )
 
 
 def _choose_series(tiff: tifffile.TiffFile) -> list[int]:
