@@ -8,7 +8,9 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from nucseg_jax.inference import outputs
+from nucseg_jax.files import TEXT, replacing
+from nucseg_jax.inference.outputs import merge_tables
+from nucseg_jax.inference.outputs.page import write_report
 from nucseg_jax.inference.run import Outcome
 
 _SETTINGS = "settings.json"
@@ -22,7 +24,7 @@ def check_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
     """
     path = folder / _SETTINGS
     if not path.exists():
-        with outputs.replacing(path) as temporary:
+        with replacing(path) as temporary:
             temporary.write_text(json.dumps(settings, indent=2) + "\n")
         return
     before = read_settings(folder)
@@ -60,8 +62,8 @@ def write_failures(
         path.unlink(missing_ok=True)
         return
     with (
-        outputs.replacing(path) as temporary,
-        open(temporary, "w", newline="", **outputs.TEXT) as file,
+        replacing(path) as temporary,
+        open(temporary, "w", newline="", **TEXT) as file,
     ):
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["image", "error"])
@@ -71,7 +73,7 @@ def write_failures(
 def read_failures(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
     """Yields image and error of all files that could not be finished."""
     for path in sorted(folder.glob("failed*.csv")):
-        with open(path, newline="", **outputs.TEXT) as file:
+        with open(path, newline="", **TEXT) as file:
             for row in csv.DictReader(file):
                 yield row["image"], row["error"]
 
@@ -82,9 +84,10 @@ def merge(folder: pathlib.Path) -> int:
     Returns:
       The number of images.
     """
-    count = outputs.merge_tables(folder)
-    outputs.write_report(
+    count = merge_tables(folder)
+    write_report(
         folder,
+        title="Nuclei",
         settings=read_settings(folder),
         failures=list(read_failures(folder)),
     )

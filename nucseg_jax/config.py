@@ -197,26 +197,31 @@ class DecodingConfig:
     )
     threshold: float = _setting(0.5, "Least probability of a nucleus's pixels.")
     marker_threshold: float = _setting(
-        0.5, "Least depth inside a nucleus that marks it, 0 to 1."
+        0.1, "Least depth inside a nucleus that marks it, 0 to 1."
+    )
+    smoothing: float = _setting(
+        2.0, "Standard deviation of the blur of that depth, pixels."
+    )
+    peak_height: float = _setting(
+        0.15, "Two markers are two where the depth falls by this between them."
     )
     peak_distance: int = _setting(
-        5, "For a network of foreground alone: least distance between two markers."
+        7, "Pixels around a marker in which nothing is deeper by that."
     )
     min_area: int = _setting(12, "Smaller nuclei are dropped.")
     max_hole: int = _setting(40, "Holes up to this area are filled.")
 
     def __post_init__(self):
         _check_choice("method", self.method, Method)
-        for name in ("threshold", "marker_threshold"):
+        for name in ("threshold", "marker_threshold", "peak_height"):
             value = getattr(self, name)
             _check(0 <= value <= 1, f"{name} is {value}; it must be in [0, 1]")
         for name in ("min_area", "max_hole"):
             value = getattr(self, name)
             _check(value >= 0, f"{name} is {value}; it must not be negative")
-        _check(
-            self.peak_distance >= 1,
-            f"peak_distance is {self.peak_distance}; it must be at least 1",
-        )
+        for name in ("peak_distance", "smoothing"):
+            value = getattr(self, name)
+            _check(value > 0, f"{name} is {value}; it must be positive")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,10 +18,14 @@ from nucseg_jax.inference.segmenter import Segmenter
 # nothing changes any more.
 _CHOICES: dict[str, Sequence[float]] = {
     "threshold": (0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7),
-    "marker_threshold": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
     "peak_distance": (3, 5, 7, 10, 14),
+    "peak_height": (0.05, 0.1, 0.15, 0.2, 0.3),
+    "smoothing": (0.7, 1.0, 1.5, 2.0, 3.0),
+    "marker_threshold": (0.0, 0.1, 0.2, 0.3),
     "min_area": (0, 12, 20, 30, 50),
 }
+# Without meaning for a network of foreground alone.
+_LEARNED_DEPTH = ("peak_height", "smoothing", "marker_threshold")
 _ROUNDS = 2
 # Probabilities of more pixels than this are not kept: 600 MiB for three targets.
 _MOST_PIXELS = 100_000_000
@@ -95,8 +99,8 @@ def _mean_ap(
 
 def _settings(targets: Sequence[str]) -> list[str]:
     """Names of the settings that matter for these targets."""
-    unused = "peak_distance" if len(targets) > 1 else "marker_threshold"
-    return [name for name in _CHOICES if name != unused]
+    unused = _LEARNED_DEPTH if len(targets) == 1 else ()
+    return [name for name in _CHOICES if name not in unused]
 
 
 def _search(

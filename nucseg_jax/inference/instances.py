@@ -12,10 +12,11 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
-import skimage.feature
 import skimage.segmentation
 
 from nucseg_jax.config import DecodingConfig
+
+_SHAPE_HEIGHT = 1.0  # Pixels.
 
 
 def label_nuclei(
@@ -48,31 +49,35 @@ def _find_markers(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns how deep inside a nucleus pixels lie, and the markers: both [H, W]."""
     if len(channels) == 1:
-        return _find_peaks(foreground, decoding.peak_distance)
-    if "distance" in channels:
-        depth = channels["distance"]
-    else:
-        depth = channels["foreground"] * (1 - channels["boundary"])
-    return depth, _components(foreground & (depth >= decoding.marker_threshold))
+        depth = _shape_depth(foreground)
+        return depth, _find_peaks(depth, foreground, decoding, height=_SHAPE_HEIGHT)
+    depth = channels.get("distance", channels["foreground"])
+    if "boundary" in channels:
+        depth = depth * (1 - channels["boundary"])
+    depth = cv2.GaussianBlur(depth, (0, 0), decoding.smoothing)
+    inside = foreground & (depth >= decoding.marker_threshold)
+    return depth, _find_peaks(depth, inside, decoding, height=decoding.peak_height)
 
 
-def _find_peaks(
-    foreground: np.ndarray, min_distance: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Marks the pixels farthest from the background, one in each rounded part."""
+def _shape_depth(foreground: np.ndarray) -> np.ndarray:
+    """Distance to the background, pixels, float32 [H, W]."""
     depth = cv2.distanceTransform(foreground.astype(np.uint8), cv2.DIST_L2, 5)
     # Smoothed, so that a ragged outline does not raise several peaks. Where there is
     # no background at all, OpenCV says infinity.
-    depth = cv2.GaussianBlur(np.minimum(depth, max(depth.shape)), (0, 0), 1)
-    peaks = skimage.feature.peak_local_max(
-        depth,
-        min_distance=min_distance,
-        labels=foreground.astype(np.uint8),
-        exclude_border=False,
-    )
-    markers = np.zeros(foreground.shape, np.int32)
-    markers[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
-    return depth, markers
+    return cv2.GaussianBlur(np.minimum(depth, max(depth.shape)), (0, 0), 1)
+
+
+def _find_peaks(
+    depth: np.ndarray, inside: np.ndarray, decoding: DecodingConfig, *, height: float
+) -> np.ndarray:
+    """Numbers patches that lie hardly lower than the highest point nearby.
+
+    The flat ridge of a long nucleus is one patch. Two peaks are two where the depth
+    falls by `height` between them.
+    """
+    side = 2 * decoding.peak_distance + 1
+    highest = cv2.dilate(depth, np.ones((side, side), np.uint8))
+    return _components(inside & (depth >= highest - height))
 
 
 def _flood(

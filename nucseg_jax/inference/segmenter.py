@@ -435,4 +435,5 @@ def _rescale(decoding: DecodingConfig, scale: float) -> DecodingConfig:
         min_area=round(decoding.min_area / scale**2),
         max_hole=round(decoding.max_hole / scale**2),
         peak_distance=max(1, round(decoding.peak_distance / scale)),
+        smoothing=decoding.smoothing / scale,
     )

@@ -82,8 +82,7 @@ TOUCHING = discs((20, 20, 9), (20, 36, 8), (40, 30, 12), (55, 8, 6))
 @pytest.mark.parametrize("names", [TARGET_NAMES, TARGET_NAMES[:2]])
 def test_what_was_learned_from_label_images_gives_them_back(names):
     """Touching nuclei are parted where the truth parts them, up to their outlines."""
-    decoding = DecodingConfig(marker_threshold=0.4)
-    labels = instances.label_nuclei(perfect(TOUCHING, names), names, decoding)
+    labels = instances.label_nuclei(perfect(TOUCHING, names), names, DecodingConfig())
     assert labels.max() == 4
     for k in range(1, 5):
         found = np.bincount(labels[TOUCHING == k]).argmax()
@@ -98,6 +97,26 @@ def test_foreground_alone_is_parted_by_its_shape():
     )
     centres = [labels[20, 20], labels[20, 36], labels[40, 30], labels[55, 8]]
     assert len(set(centres)) == 4 and min(centres) > 0
+
+
+def rectangle(height, width, top=20, left=20):
+    mask = np.zeros((100, 120, 1), np.float32)
+    mask[top : top + height, left : left + width] = 1
+    return mask
+
+
+ROW, COLUMN = np.mgrid[:100, :120]
+ELLIPSE = (((ROW - 50) / 10) ** 2 + ((COLUMN - 60) / 40) ** 2 <= 1)[..., None]
+
+
+@pytest.mark.parametrize(
+    "foreground",
+    [rectangle(20, 60), rectangle(60, 20), rectangle(9, 70), ELLIPSE.astype(np.float32)]
+    + [rectangle(15, 60, top=0), rectangle(30, 30, top=0, left=0)],
+)
+def test_a_long_nucleus_is_one(foreground):
+    labels = instances.label_nuclei(foreground, ("foreground",), DecodingConfig())
+    assert labels.max() == 1
 
 
 def test_components_part_nothing():
