@@ -105,8 +105,10 @@ def _to_unit_range(
         value_range = _find_range(values, _ends(values))
     low, high = value_range
     scale = high - low if high > low else 1.0
-    known = np.nan_to_num(pixels.astype(np.float64), nan=low, posinf=high, neginf=low)
-    with np.errstate(over="ignore"):  # Of values far beyond the range.
+    # Values may lie far beyond the range, and some NaN warn when they are cast.
+    with np.errstate(over="ignore", invalid="ignore"):
+        known = pixels.astype(np.float64)
+        known = np.nan_to_num(known, copy=False, nan=low, posinf=high, neginf=low)
         return np.clip((known - low) / scale, 0.0, 1.0).astype(np.float32)
 
 

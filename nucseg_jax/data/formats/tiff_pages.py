@@ -25,6 +25,8 @@ _RAW_BLOCK_BYTES = 1 << 20  # Of rows read at once where nothing is compressed.
 _END_MARK = b"\xff\xd9"
 _FILLING = b"\0\xff"
 _MOST_FILLING = 64
+
+_LONGEST_COUNTED = 1 << 32  # Bytes; counts of longer strips do not fit a TIFF's tags.
 _JPEG = (COMPRESSION.OJPEG, COMPRESSION.JPEG, COMPRESSION.ALT_JPEG)
 _JPEG_2000_START = b"\xff\x4f\xff\x51"
 
@@ -136,6 +138,10 @@ class Pages:
 
     def _check_data(self) -> None:
         """Refuses a file whose end is missing before anything of it is read."""
+        page = self._keyframe
+        written = sum(page.databytecounts)
+        if page.is_final and 0 < written < page.nbytes < _LONGEST_COUNTED:
+            raise self._damage(f"has {written:,} of {page.nbytes:,} bytes of pixels")
         if self._start is not None:
             end = self._start + self.count * self._keyframe.nbytes
             self._check_end(end, self._keyframe)
