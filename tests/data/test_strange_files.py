@@ -353,6 +353,20 @@ def tiff_of_uncompressed_ycbcr(folder):
     return write(folder / "a.tif", with_tag(data, 262, 6)), [rgb]
 
 
+@read
+def tiff_of_ycbcr_in_jpeg_2000(folder):
+    ycbcr = np.asarray(PIL.Image.fromarray(RGB).convert("YCbCr"))
+    rgb = np.asarray(PIL.Image.fromarray(ycbcr, "YCbCr").convert("RGB"))
+    return tiff(folder, ycbcr, photometric="rgb", compression=33003), [rgb]
+
+
+@read
+def tiff_of_colours_of_five_bits(folder):
+    pixels = RGB // 8
+    path = tiff(folder, pixels, photometric="rgb", bitspersample=5)
+    return path, [(pixels * (255 / 31)).astype(np.uint8)]
+
+
 @refused
 def tiff_of_cielab(folder):
     return tiff(folder, RGB, photometric="cielab"), "CIELAB.*save it as RGB"
@@ -558,6 +572,15 @@ def array_saved_with_its_shape_alone(folder):
     )
 
 
+@read
+def ome_stack_of_colour_planes(folder):
+    pixels = noise((2, 3, 40, 30))
+    path = folder / "a.ome.tif"
+    options = {"photometric": "rgb", "planarconfig": "separate"}
+    tifffile.imwrite(path, pixels, metadata={"axes": "TSYX"}, **options)
+    return path, list(np.moveaxis(pixels, 1, -1))
+
+
 @refused
 def volume_in_one_page(folder):
     pixels = noise((16, 32, 32))
@@ -725,6 +748,11 @@ def tile_of_3600_million_pixels(folder):
     for code in (256, 257, 322, 323):  # Width and height of the image and of tiles.
         data = with_tag(data, code, 60_000)
     return write(folder / "a.tif", data), "3,600,000,000 pixels are more than"
+
+
+@refused
+def tiff_without_a_page(folder):
+    return write(folder / "a.tif", b"II*\0\0\0\0\0"), "damaged, it holds no page"
 
 
 @refused

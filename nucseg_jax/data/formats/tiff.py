@@ -48,7 +48,7 @@ def open_tiff(
         large, or colours or values are of a kind that cannot be read.
     """
     with contextlib.ExitStack() as closing, tifffile.TiffFile(path) as tiff:
-        if tiff.series and tiff.series[0].kind not in _SLIDES:
+        if not tiff.is_ndpi:  # Their lists are written in another way.
             _check_page_list(path, tiff)
         numbers = _choose_series(tiff)
         stacks = []
@@ -65,6 +65,8 @@ def _check_page_list(path: pathlib.Path, tiff: tifffile.TiffFile) -> None:
     tifffile would leave out the pages that it cannot find, and so does it with an
     ImageJ stack that is shorter than its header says.
     """
+    if not len(tiff.pages):
+        raise ImageError(f"{path}: the file is damaged, it holds no page")
     layout, handle = tiff.tiff, tiff.filehandle
     offset, seen = tiff.pages.first.offset, set()
     while offset:
@@ -86,8 +88,6 @@ def _check_page_list(path: pathlib.Path, tiff: tifffile.TiffFile) -> None:
 def _choose_series(tiff: tifffile.TiffFile) -> list[int]:
     """Numbers of the series without thumbnails, masks and pictures of labels."""
     series = list(tiff.series)
-    if not series:
-        raise ValueError("it holds no picture")
     if series[0].kind in _SLIDES:
         sizes = [math.prod(s.keyframe.shape) for s in series]
         return [sizes.index(max(sizes))]

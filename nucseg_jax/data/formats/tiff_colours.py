@@ -74,18 +74,23 @@ def describe(path: pathlib.Path, page: tifffile.TiffPage, *, kind: str) -> Sampl
         if page.tags.valueof(_INK_SET, _CMYK) == _CMYK:
             return _colours(_cmyk_to_rgb, page.dtype)
         return _gray(page, count)
-    if photometric == PHOTOMETRIC.YCBCR and count == 3:
-        if page.compression in _JPEG:
-            return _colours(_first_three, page.dtype)
-        if page.dtype == np.uint8:
-            return _colours(_ycbcr_to_rgb, page.dtype)
-    if photometric == PHOTOMETRIC.RGB and count in (3, 4):
-        return _colours(_first_three, page.dtype)
+    if _is_ycbcr(page) and page.dtype == np.uint8:
+        return _colours(_ycbcr_to_rgb, page.dtype)
+    if photometric in (PHOTOMETRIC.RGB, PHOTOMETRIC.YCBCR) and count in (3, 4):
+        convert = functools.partial(_to_rgb, bits=page.bitspersample)
+        return _colours(convert, page.dtype)
     if photometric in _GRAY or photometric == PHOTOMETRIC.RGB:
         is_alpha = count == 2 and page.extrasamples[:1] in [(a,) for a in _ALPHA]
         return _gray(page, 1 if is_alpha else count)
     name = getattr(photometric, "name", photometric)
     raise ImageError(f"{path}: its colours are {name}; save it as RGB first")
+
+
+def _is_ycbcr(page: tifffile.TiffPage) -> bool:
+    """Whether decoded samples are still luma and chroma."""
+    is_aperio = page.compression == COMPRESSION.APERIO_JP2000_YCBC
+    is_told = page.photometric == PHOTOMETRIC.YCBCR and page.compression not in _JPEG
+    return page.samplesperpixel == 3 and (is_aperio or is_told)
 
 
 def _colours(convert: Convert, dtype: np.typing.DTypeLike) -> Samples:
@@ -105,9 +110,7 @@ def _gray(page: tifffile.TiffPage, count: int) -> Samples:
 def _to_gray(
     pixels: np.ndarray, *, count: int, bits: int, is_inverted: bool
 ) -> np.ndarray:
-    pixels = pixels[..., :count]
-    if pixels.dtype == np.uint8 and bits < 8:
-        pixels = (pixels.astype(np.uint16) * 255 // (2**bits - 1)).astype(np.uint8)
+    pixels = _widen(pixels[..., :count], bits)
     if not is_inverted:
         return pixels
     if pixels.dtype.kind == "u" and bits > 8:
@@ -115,8 +118,15 @@ def _to_gray(
     return 1 - pixels if pixels.dtype.kind == "f" else ~pixels
 
 
-def _first_three(pixels: np.ndarray) -> np.ndarray:
-    return pixels[..., :3]
+def _to_rgb(pixels: np.ndarray, *, bits: int) -> np.ndarray:
+    return _widen(pixels[..., :3], bits)
+
+
+def _widen(pixels: np.ndarray, bits: int | tuple[int, ...]) -> np.ndarray:
+    """Brings 2 to 7 bits to 8; tifffile itself does so with mixed numbers of bits."""
+    if pixels.dtype != np.uint8 or not isinstance(bits, int) or bits >= 8:
+        return pixels
+    return (pixels.astype(np.uint16) * 255 // (2**bits - 1)).astype(np.uint8)
 
 
 def _palette(page: tifffile.TiffPage) -> Convert:

@@ -2,7 +2,8 @@
 
 tifffile knows how to decode a strip or tile; what is done here is to find the ones
 that a region needs, and to notice when they are damaged: tifffile's own reading of
-regions fills what is missing with zeros, and some decoders give half a picture.
+regions fills what is missing with zeros, and some decoders give half a picture. Half a
+stream of JPEG XR, which has no mark at its end, is not noticed.
 """
 
 from __future__ import annotations
