@@ -70,7 +70,8 @@ def intensity_range(plane: Plane) -> tuple[float, float] | None:
     sampled, ends, num_seen = [], [], 0
     for values in _read_bands(plane):
         ends.extend(_ends(_finite(values)))
-        sampled.append(_finite(values[-num_seen % stride :: stride]))
+        # A copy, or every band would stay in memory.
+        sampled.append(_finite(values[-num_seen % stride :: stride]).copy())
         num_seen += values.size
     return _find_range(np.concatenate(sampled), ends)
 

@@ -1,4 +1,6 @@
+import dataclasses
 import pathlib
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -76,6 +78,24 @@ def test_one_value_outside_shows_wherever_it_is(monkeypatch, narrow_bands):
     values = np.full((40, 30, 1), 0.5)
     values[17, 3] = 1.5
     assert intensity_range(plane_of(values)) == (0.5, 0.5)
+
+
+def test_only_the_sample_is_kept(monkeypatch):
+    monkeypatch.setattr(intensity, "_EXACT_VALUES", 1 << 16)
+    monkeypatch.setattr(intensity, "_BAND_VALUES", 1 << 18)
+    band = np.zeros((4096, 4096, 1), np.uint16)[:64]
+    plane = dataclasses.replace(
+        plane_of(band),
+        shape=(4096, 4096, 1),
+        _read=lambda rows, columns: band[: rows.stop - rows.start, columns] + 7,
+    )
+    tracemalloc.start()
+    try:
+        assert intensity_range(plane) == (7, 7)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4e6  # Of the 32 MB of the plane.
 
 
 @given(seed=st.integers(0, 99), limit=st.integers(100, 5000))
