@@ -21,9 +21,7 @@ def scaled_shape(shape: tuple[int, int], scale: float) -> tuple[int, int]:
     return height, width
 
 
-def scaled_reader(
-    read: ReadRegion, shape: tuple[int, int], scale: float
-) -> ReadRegion:
+def scaled_reader(read: ReadRegion, shape: tuple[int, int], scale: float) -> ReadRegion:
     """Makes a reader of regions of the scaled image out of one of the image.
 
     Shrinking blurs first, so that fine grain does not turn into false patterns.

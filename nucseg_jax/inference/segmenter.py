@@ -33,6 +33,7 @@ from nucseg_jax.network.unet_plus_plus import UNetPlusPlus, Variables
 _SIZE_STEP = 64
 # Side of the largest tile, pixels: some hundred MiB in a narrow network.
 _TILE = 1024
+_MANY_TILES = 16
 # Windows of decoding, in pixels of the training scale. The halo is twice the width of
 # a large nucleus at 40x magnification.
 _CORE = 1024
@@ -261,19 +262,33 @@ class Segmenter:
           read: Rows and columns to prepared uint8 [h, w, 3].
           shape: Height and width of the image.
         """
-        # Squares of one size share a shape as they are.
-        step = 1 if self._config.framing == "resize" else _SIZE_STEP
-        height, width = (-(-n // step) * step for n in shape)
-        grid = tiling.plan(
-            height,
-            width,
-            tile=(min(height, self._tile), min(width, self._tile)),
-            margin=self._margin,
-            multiple=self._multiple,
-        )
+        grid = self._plan(shape)
         tiles = (self._predict_tile(read, shape, grid, place) for place in grid.tiles)
         for top, probs in tiling.stitch(grid, tiles):
             yield probs[: max(shape[0] - top, 0), : shape[1]]
+
+    def _plan(self, shape: tuple[int, int]) -> tiling.Grid:
+        """Places tiles, all of one size, and few sizes for images of many."""
+        if self._config.framing == "resize":
+            step, largest = self._multiple, max(shape) + self._multiple
+        elif shape[0] * shape[1] > _MANY_TILES * self._tile**2:
+            # A size of its own is worth its compilation.
+            step, largest = self._multiple, self._tile
+        else:
+            step, largest = _SIZE_STEP, self._tile
+        around = step if self._config.framing == "resize" else _SIZE_STEP
+        height, width = (-(-n // around) * around for n in shape)
+        tile = [
+            tiling.fit_tile(n, largest=largest, margin=self._margin, step=step)
+            for n in (height, width)
+        ]
+        return tiling.plan(
+            height,
+            width,
+            tile=(tile[0], tile[1]),
+            margin=self._margin,
+            multiple=self._multiple,
+        )
 
     def _predict_tile(
         self,

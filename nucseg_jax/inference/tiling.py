@@ -93,6 +93,26 @@ def plan_axis(length: int, *, tile: int, margin: int, multiple: int) -> Axis:
     return Axis(length, tile, (*starts, whole - tile), margin)
 
 
+def fit_tile(length: int, *, largest: int, margin: int, step: int) -> int:
+    """Chooses the length of tiles that cover an axis with the least waste.
+
+    Args:
+      length: Of the axis, pixels.
+      largest: Longest tile allowed, a multiple of `step`.
+      margin: As in `plan_axis`.
+      step: The result is a multiple of it.
+
+    Returns:
+      The shortest tile of which no more are needed than of the largest.
+    """
+    if length <= largest:
+        return -(-length // step) * step
+    overlap = 2 * margin + _RAMP
+    number = -(-(length - overlap) // max(largest - overlap, 1))
+    needed = -(-(length + (number - 1) * overlap) // number)
+    return min(-(-needed // step) * step, largest)
+
+
 @dataclasses.dataclass(frozen=True)
 class Grid:
     """Tiles over an image; `tiles` are their (first row, first column), row by row."""

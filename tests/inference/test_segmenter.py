@@ -341,3 +341,11 @@ def test_networks_that_need_the_whole_image_say_so(network, monkeypatch):
     for config in (DataConfig(framing="crop"), DataConfig(framing="resize", size=32)):
         with pytest.raises(ImageError, match="40 x 40 pixels are too many"):
             Segmenter(network, config)(np.zeros((40, 40), np.uint8))
+
+
+@pytest.mark.parametrize("size", [16, 30, 65])
+def test_resized_squares_of_any_size_are_one_tile(network, size):
+    config = DataConfig(framing="resize", size=size, **PLAIN)
+    segment = Segmenter(network, config, depth=5, tile=64)
+    assert segment.predict(np.zeros((40, 50, 3), np.float32)).shape == (40, 50, 1)
+    assert network.seen[0].shape == (1, *[-(-size // 16) * 16] * 2, 3)

@@ -113,3 +113,16 @@ def test_reach_is_how_far_a_pixel_is_felt(depth):
         rows = np.nonzero(np.any(np.asarray(bright != dark)[-1, 0], axis=(1, 2)))[0]
         felt = max(felt, row - rows[0], rows[-1] - row)
     assert felt == tiling.reach(depth)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 3000), st.sampled_from([64, 128, 320]), st.integers(0, 12))
+def test_a_fitted_tile_needs_no_more_tiles_and_wastes_less(length, largest, margin):
+    tile = tiling.fit_tile(length, largest=largest, margin=margin, step=16)
+    assert tile % 16 == 0 and tile <= largest
+    plan = [
+        tiling.plan_axis(length, tile=t, margin=margin, multiple=16)
+        for t in (tile, largest)
+    ]
+    assert len(plan[0].starts) <= len(plan[1].starts) + 1
+    assert len(plan[0].starts) * tile <= len(plan[1].starts) * largest + tile

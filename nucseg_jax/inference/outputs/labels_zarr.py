@@ -6,14 +6,12 @@ so (QuPath and Bio-Formats read Zarr 2). https://ngff.openmicroscopy.org/0.4/
 
 from __future__ import annotations
 
-import pathlib
 import zlib
 from typing import Any
 
 import numpy as np
 import zarr
 
-from nucseg_jax.inference.outputs.nuclei import NucleiSource
 from nucseg_jax.inference.outputs.rows import RowBlocks
 from nucseg_jax.inference.outputs.writer import Writer
 from nucseg_jax.inference.streams import Band, PlaneInfo
@@ -29,19 +27,15 @@ class LabelsZarrWriter(Writer):
 
     needs_bands = True
 
-    def __init__(
-        self,
-        path: pathlib.Path,
-        info: PlaneInfo,
-        source: NucleiSource | None = None,
-    ):
-        """Creates the arrays, all background."""
-        super().__init__(path, info, source)
-        self._group = zarr.open_group(
-            str(self._temporary), mode="w", zarr_format=2, attributes=_attributes(info)
+    def _open(self) -> None:
+        group = zarr.open_group(
+            str(self._temporary),
+            mode="w",
+            zarr_format=2,
+            attributes=_attributes(self.info),
         )
         self._levels = [
-            _Level(self._group, level, info) for level in range(count_levels(info))
+            _Level(group, level, self.info) for level in range(count_levels(self.info))
         ]
 
     def _add_band(self, band: Band) -> None:

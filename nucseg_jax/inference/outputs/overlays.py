@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import math
-import pathlib
-from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -14,10 +13,9 @@ import PIL.ImageFont
 
 from nucseg_jax.inference import shapes
 from nucseg_jax.inference.outputs import pictures
-from nucseg_jax.inference.outputs.nuclei import NucleiSource
 from nucseg_jax.inference.outputs.rows import RowBlocks
 from nucseg_jax.inference.outputs.writer import Writer
-from nucseg_jax.inference.streams import Band, PlaneInfo
+from nucseg_jax.inference.streams import Band
 
 # Longest sides in pixels. Smaller images are enlarged to about 2,000, at most 4 times,
 # so that ids can be read; larger ones are reduced so that any program can open them.
@@ -91,25 +89,27 @@ def _draw_ids(canvas: np.ndarray, labels: np.ndarray) -> np.ndarray:
     diameters = np.sqrt(4 / np.pi * moments.area)
     image = PIL.Image.fromarray(canvas)
     draw = PIL.ImageDraw.Draw(image)
-    fonts = [PIL.ImageFont.load_default(size) for size in _FONT_SIZES]
     for label, y, x, diameter in zip(
         runs.ids.tolist(), moments.y, moments.x, diameters, strict=True
     ):
         # The center of a crescent may lie in its neighbour.
-        inside = labels[round(y), round(x)] == label
-        font = _fitting_font(str(label), fonts, _TEXT_SHARE * diameter)
-        if inside and font:
-            _write(draw, str(label), font, (x, y), canvas.shape[1::-1])
+        if labels[round(y), round(x)] == label:
+            for font, needed in _fonts(len(str(label))):
+                if needed <= _TEXT_SHARE * diameter:
+                    _write(draw, str(label), font, (x, y), canvas.shape[1::-1])
+                    break
     return np.asarray(image)
 
 
-def _fitting_font(text: str, fonts: Sequence[Font], diameter: float) -> Font | None:
-    """The largest font in which a text lies within a circle; None = in none."""
-    for font in fonts:
-        left, top, right, bottom = font.getbbox(text)
-        if math.hypot(right - left, bottom - top) <= diameter:
-            return font
-    return None
+@functools.cache
+def _fonts(num_digits: int) -> list[tuple[Font, float]]:
+    """Fonts, largest first, and the circle that so many digits need in each."""
+    found = []
+    for size in _FONT_SIZES:
+        font = PIL.ImageFont.load_default(size)
+        left, top, right, bottom = font.getbbox("0" * num_digits)
+        found.append((font, math.hypot(right - left, bottom - top)))
+    return found
 
 
 def _write(
@@ -145,15 +145,8 @@ class _ReducedWriter(Writer):
     needs_bands = True
     longest_side = LARGEST
 
-    def __init__(
-        self,
-        path: pathlib.Path,
-        info: PlaneInfo,
-        source: NucleiSource | None = None,
-    ):
-        """Starts with nothing gathered."""
-        super().__init__(path, info, source)
-        longest = max(info.height, info.width, 1)
+    def _open(self) -> None:
+        longest = max(self.info.height, self.info.width, 1)
         self._factor = -(-longest // self.longest_side)
         # Blocks of whole reduced rows, large enough to be worth a call.
         self._pictures, self._labels = (

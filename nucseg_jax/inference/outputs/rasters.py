@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import pathlib
-
 import numpy as np
 
 from nucseg_jax.inference.outputs import pictures, tiff
-from nucseg_jax.inference.outputs.nuclei import NucleiSource
 from nucseg_jax.inference.outputs.writer import Writer
 from nucseg_jax.inference.streams import Band, PlaneInfo
 
@@ -28,25 +25,19 @@ class _RasterWriter(Writer):
     needs_bands = True
     streamed_dtype: type[np.generic] = np.uint8
 
-    def __init__(
-        self,
-        path: pathlib.Path,
-        info: PlaneInfo,
-        source: NucleiSource | None = None,
-    ):
-        """Starts a file; a streamed one is written from now on."""
-        super().__init__(path, info, source)
+    def _open(self) -> None:
         self._held: list[np.ndarray] = []
         self._stream = None
-        if not is_held(info):
+        if not is_held(self.info):
             names = self._names()
             self._stream = tiff.TiffStream(
                 self._temporary,
-                (len(names), info.height, info.width),
+                (len(names), self.info.height, self.info.width),
                 self.streamed_dtype,
-                info,
+                self.info,
                 names,
             )
+            self._open_files.callback(self._stream.abort)
 
     def _names(self) -> tuple[str, ...]:
         """Names of the channels."""
@@ -73,11 +64,6 @@ class _RasterWriter(Writer):
         else:
             self._write_whole(np.concatenate(self._held, axis=1))
             self._held.clear()
-
-    def _release(self) -> None:
-        self._held.clear()
-        if self._stream:
-            self._stream.abort()
 
 
 class LabelsWriter(_RasterWriter):

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from nucseg_jax.inference.measurements import MICROMETRES, PIXELS
-from nucseg_jax.inference.outputs.files import TEXT, naming
+from nucseg_jax.inference.outputs.files import TEXT
 from nucseg_jax.inference.outputs.nuclei import NucleiSource
 from nucseg_jax.inference.outputs.writer import Writer
 from nucseg_jax.inference.streams import PlaneInfo, Window
@@ -29,16 +29,10 @@ MEGAPIXEL = 1e6
 class TableWriter(Writer):
     """Writes a CSV file with one row a nucleus, in the order of the windows."""
 
-    def __init__(
-        self,
-        path: pathlib.Path,
-        info: PlaneInfo,
-        source: NucleiSource | None = None,
-    ):
-        """Starts a table."""
-        super().__init__(path, info, source)
-        with naming(path):
-            self._file = open(self._temporary, "w", newline="", **TEXT)
+    def _open(self) -> None:
+        self._file = self._open_files.enter_context(
+            open(self._temporary, "w", newline="", **TEXT)
+        )
         self._rows = csv.writer(self._file, lineterminator="\n")
         self._rows.writerow(self._source.column_names())
 
@@ -48,9 +42,6 @@ class TableWriter(Writer):
         self._rows.writerows(zip(*columns, strict=True))
 
     def _complete(self) -> None:
-        self._file.close()
-
-    def _release(self) -> None:
         self._file.close()
 
 

@@ -7,6 +7,7 @@ deflate, but no tiles and no half-precision floats: small images are in strips.
 
 from __future__ import annotations
 
+import math
 import pathlib
 import queue
 import tempfile
@@ -145,9 +146,16 @@ class TiffStream:
     def _tiles(self) -> Iterator[np.ndarray]:
         while (block := self._queue.get()) is not None:
             for left in range(0, block.shape[1], TILE):
-                tile = np.ascontiguousarray(block[:, left : left + TILE], self._dtype)
+                tile = np.zeros((TILE, TILE), self._dtype)
+                part = block[:, left : left + TILE]
+                tile[: part.shape[0], : part.shape[1]] = part
                 self._checksums.append(zlib.crc32(tile.data))
                 yield tile
+
+
+def needs_bigtiff(shape: Sequence[int], dtype: np.dtype) -> bool:
+    """Tells if a file would be too large for 32-bit offsets without compression."""
+    return math.prod(shape) * dtype.itemsize > _CLASSIC_BYTES
 
 
 def _options(
@@ -155,7 +163,7 @@ def _options(
 ) -> dict[str, Any]:
     """What every file gets: pages of one sample, deflate, OME-XML, the pixel size."""
     options: dict[str, Any] = {
-        "bigtiff": int(np.prod(shape, dtype=object)) * dtype.itemsize > _CLASSIC_BYTES,
+        "bigtiff": needs_bigtiff(shape, dtype),
         "ome": True,
         "photometric": "minisblack",
         "compression": "zlib",
@@ -183,14 +191,7 @@ def _read_checksums(
         if found != [(shape[1:], dtype)] * shape[0]:
             return []
         return [
-            zlib.crc32(np.ascontiguousarray(_crop(tile, size)).data)
+            0 if tile is None else zlib.crc32(np.ascontiguousarray(tile).data)
             for page in pages
-            for tile, _, size in page.segments(maxworkers=1)
+            for tile, *_ in page.segments(maxworkers=1)
         ]
-
-
-def _crop(tile: np.ndarray | None, size: tuple[int, ...]) -> np.ndarray:
-    """The part of a tile [1, 256, 256, 1] that lies in the image; [h, w]."""
-    if tile is None:
-        raise OSError("lacks a tile")
-    return tile[0, : size[1], : size[2], 0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import pathlib
 import zipfile
 from collections.abc import Sequence
 
@@ -12,11 +11,10 @@ import numpy as np
 import roifile
 
 from nucseg_jax.inference.measurements import MICROMETRES
-from nucseg_jax.inference.outputs.files import TEXT, naming
-from nucseg_jax.inference.outputs.nuclei import NucleiSource
+from nucseg_jax.inference.outputs.files import TEXT
 from nucseg_jax.inference.outputs.outlines import Outline, Polygon, Ring
 from nucseg_jax.inference.outputs.writer import Writer
-from nucseg_jax.inference.streams import PlaneInfo, Window
+from nucseg_jax.inference.streams import Window
 
 # Columns that say where or what a nucleus is: its geometry and name tell.
 _NOT_MEASURED = ("id", "y", "x", "unit")
@@ -35,17 +33,11 @@ class GeoJsonWriter(Writer):
     https://qupath.readthedocs.io/en/stable/docs/advanced/exporting_annotations.html
     """
 
-    def __init__(
-        self,
-        path: pathlib.Path,
-        info: PlaneInfo,
-        source: NucleiSource | None = None,
-    ):
-        """Starts a file."""
-        super().__init__(path, info, source)
+    def _open(self) -> None:
         self._separator = "\n"
-        with naming(path):
-            self._file = open(self._temporary, "w", newline="\n", **TEXT)
+        self._file = self._open_files.enter_context(
+            open(self._temporary, "w", newline="\n", **TEXT)
+        )
         self._file.write('{"type":"FeatureCollection","features":[')
 
     def _add_window(self, window: Window) -> None:
@@ -58,9 +50,6 @@ class GeoJsonWriter(Writer):
 
     def _complete(self) -> None:
         self._file.write("\n]}\n")
-        self._file.close()
-
-    def _release(self) -> None:
         self._file.close()
 
 
@@ -116,16 +105,10 @@ class RoisWriter(Writer):
     parts are composite ROIs.
     """
 
-    def __init__(
-        self,
-        path: pathlib.Path,
-        info: PlaneInfo,
-        source: NucleiSource | None = None,
-    ):
-        """Starts a file."""
-        super().__init__(path, info, source)
-        with naming(path):
-            self._zip = zipfile.ZipFile(self._temporary, "w")
+    def _open(self) -> None:
+        self._zip = self._open_files.enter_context(
+            zipfile.ZipFile(self._temporary, "w")
+        )
 
     def _add_window(self, window: Window) -> None:
         for outline in self._source.of(window).outlines:
@@ -134,9 +117,6 @@ class RoisWriter(Writer):
             self._zip.writestr(entry, make_roi(outline).tobytes())
 
     def _complete(self) -> None:
-        self._zip.close()
-
-    def _release(self) -> None:
         self._zip.close()
 
 

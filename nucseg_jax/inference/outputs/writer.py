@@ -47,8 +47,11 @@ class Writer(contextlib.AbstractContextManager):
         self._source = source or NucleiSource(info)
         self._temporary = files.temporary_path(path)
         self._next_row = 0
-        with files.naming(path):
+        # What is closed when the writer aborts.
+        self._open_files = contextlib.ExitStack()
+        with files.naming(path), self._aborting():
             path.parent.mkdir(parents=True, exist_ok=True)
+            self._open()
 
     def add_window(self, window: Window) -> None:
         """Takes the nuclei of a window."""
@@ -99,7 +102,7 @@ class Writer(contextlib.AbstractContextManager):
         """Leaves nothing behind; an older file stays."""
         # What stood in the way of writing may stand in the way of closing, too.
         with contextlib.suppress(OSError):
-            self._release()
+            self._open_files.close()
         with files.naming(self.path):
             files.remove(self._temporary)
 
@@ -117,6 +120,9 @@ class Writer(contextlib.AbstractContextManager):
             self.abort()
             raise
 
+    def _open(self) -> None:
+        """Starts the temporary file; what it opens goes to `self._open_files`."""
+
     def _add_window(self, window: Window) -> None:
         """Takes a window; most writers need either windows or bands."""
 
@@ -125,10 +131,7 @@ class Writer(contextlib.AbstractContextManager):
 
     @abc.abstractmethod
     def _complete(self) -> None:
-        """Completes the temporary file."""
-
-    def _release(self) -> None:
-        """Closes what is open."""
+        """Completes the temporary file and closes it."""
 
 
 class WriterGroup(contextlib.AbstractContextManager):
