@@ -83,9 +83,10 @@ def _start(x_label: str, y_label: str) -> tuple[Figure, Axes]:
 
 
 def _to_svg(figure: Figure) -> str:
-    """The SVG element alone, without a date, so that equal charts are equal."""
+    """The SVG element alone, without a word on who made it."""
     file = io.StringIO()
-    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(file, format="svg", transparent=True, metadata=metadata)
     text = file.getvalue()
     for stand_in, colour in _COLOURS.items():
         text = text.replace(stand_in, colour)

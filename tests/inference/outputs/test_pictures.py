@@ -1,4 +1,4 @@
-"""Pictures on disk: each whole or not there at all."""
+"""Results as pictures."""
 
 import os
 
@@ -39,46 +39,6 @@ def test_names_may_hold_spaces_and_any_script(tmp_path, name):
     outputs.write_png(path, PIXELS["gray"])
     np.testing.assert_array_equal(np.asarray(PIL.Image.open(path)), PIXELS["gray"])
     assert os.listdir(path.parent) == [name]
-
-
-def fail_while_saving(monkeypatch):
-    def save(picture, file, **options):
-        file.write_bytes(b"half a picture")
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(PIL.Image.Image, "save", save)
-
-
-def fail_while_renaming(monkeypatch):
-    def replace(source, target):
-        assert os.path.getsize(source) > 0
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(os, "replace", replace)
-
-
-def interrupt_while_saving(monkeypatch):
-    def save(picture, file, **options):
-        file.write_bytes(b"half a picture")
-        raise KeyboardInterrupt("no space left on device")
-
-    monkeypatch.setattr(PIL.Image.Image, "save", save)
-
-
-@pytest.mark.parametrize("old", [None, b"an older picture"])
-@pytest.mark.parametrize(
-    "inject", [fail_while_saving, fail_while_renaming, interrupt_while_saving]
-)
-def test_a_failure_leaves_no_part_and_keeps_the_old_file(
-    tmp_path, monkeypatch, inject, old
-):
-    path = tmp_path / "picture.png"
-    if old:
-        path.write_bytes(old)
-    inject(monkeypatch)
-    with pytest.raises((OSError, KeyboardInterrupt), match="no space left"):
-        outputs.write_png(path, PIXELS["gray"])
-    assert [p.read_bytes() for p in tmp_path.iterdir()] == ([old] if old else [])
 
 
 def test_a_new_picture_replaces_the_old_one(tmp_path):
