@@ -133,7 +133,7 @@ def test_a_step_is_refused(files):
 @pytest.mark.parametrize("name", (*LAYOUTS, "image_0.4.zarr"))
 def test_threads_read_at_the_same_time(files, name, monkeypatch):
     monkeypatch.setattr(regions, "_CACHE_BYTES", 4096)
-    monkeypatch.setattr(regions, "_CACHE_BYTES_OF_TWO_ROWS", 4096)
+    monkeypatch.setattr(regions, "_MOST_CACHE_BYTES", 4096)
     with open_planes(files[name]) as planes:
         whole = planes[-1].read()
     tops = np.random.default_rng(0).integers(0, whole.shape[0] - 9, 100)
@@ -145,6 +145,49 @@ def test_threads_read_at_the_same_time(files, name, monkeypatch):
 
         with concurrent.futures.ThreadPoolExecutor(8) as threads:
             assert all(threads.map(is_right, tops.tolist()))
+
+
+def test_threads_read_different_images_of_a_file(tmp_path):
+    path = tmp_path / "a.ome.tif"
+    with tifffile.TiffWriter(path, ome=True) as writer:
+        for pixels in STACK[0]:
+            options = {"compression": "zlib", "tile": (16, 16)}
+            writer.write(pixels, photometric="minisblack", **options)
+    with open_planes(path) as planes:
+
+        def is_right(number: int) -> bool:
+            pixels = STACK[0, number % 3, :, :, np.newaxis]
+            return np.array_equal(planes[number % 3].read(), pixels)
+
+        with concurrent.futures.ThreadPoolExecutor(8) as threads:
+            assert all(threads.map(is_right, range(60)))
+
+
+@pytest.mark.parametrize("kind", ("tif", "zarr"))
+def test_many_images_share_the_memory_for_blocks(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(regions, "_CACHE_BYTES", 1 << 20)
+    path = tmp_path / f"a.{kind}"
+    shape, num_images = (512, 1024), 12
+    if kind == "tif":
+        with tifffile.TiffWriter(path, ome=True) as writer:
+            for _ in range(num_images):
+                options = {"compression": "zlib", "tile": (256, 256)}
+                writer.write(np.ones(shape, np.uint8), **options)
+    else:
+        group = zarr.open_group(path, mode="w", zarr_format=2)
+        group.attrs["bioformats2raw.layout"] = 3
+        for number in range(num_images):
+            pixels = np.ones(shape, np.uint8)
+            write_ome_zarr(path / str(number), pixels, "yx", chunks=(256, 256))
+    with open_planes(path) as planes:
+        assert len(planes) == num_images
+        tracemalloc.start()
+        try:
+            assert all(plane.read().all() for plane in planes)
+            kept, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert kept < 2.5e6  # Of the 6 MB of all images.
 
 
 @pytest.mark.parametrize("name", (*LAYOUTS, "image_0.4.zarr"))
@@ -421,12 +464,24 @@ def test_samples_of_a_colour_may_be_called_channels(tmp_path):
 
 
 @pytest.mark.parametrize("axes", ("YX", "TZYX"))
-def test_axes_do_not_concern_other_files(tmp_path, axes):
+def test_axes_do_not_concern_files_with_another_number(tmp_path, axes):
     with open_planes(tiff(tmp_path, RGB, photometric="rgb"), axes=axes) as (plane,):
         assert plane.segmented == (0, 1, 2)
     with pytest.raises(ImageError, match=r"axes IYX \(3, 70, 50\)"):
         with open_planes(tiff(tmp_path, STACK[0], metadata=None), axes=axes):
             pass
+
+
+def test_axes_do_not_move_known_rows_and_columns(tmp_path):
+    # Such as a colour picture among stacks: it has three axes, too.
+    with open_planes(tiff(tmp_path, RGB, photometric="rgb"), axes="TYX") as (plane,):
+        assert plane.shape == RGB.shape and plane.segmented == (0, 1, 2)
+
+
+def test_axes_overrule_what_a_file_says_of_its_pages(tmp_path):
+    path = tiff(tmp_path, STACK[0], imagej=True, metadata={"axes": "ZYX"})
+    with open_planes(path, axes="CYX", channel="1") as (plane,):
+        np.testing.assert_array_equal(plane.read(), np.moveaxis(STACK[0], 0, -1))
 
 
 @pytest.mark.parametrize("axes", ("TTYX", "TY", "T-YX", "QYX", "", "ÄYX"))
@@ -531,7 +586,7 @@ def size_of(path: pathlib.Path) -> float | None:
             0.25,
         ),
         ({"PhysicalSizeX": 0.2, "PhysicalSizeY": 0.8}, 0.4),
-        ({"PhysicalSizeX": 0.25}, None),
+        ({"PhysicalSizeX": 0.25}, 0.25),
         ({"PhysicalSizeX": 0, "PhysicalSizeY": 0}, None),
         (
             {

@@ -15,6 +15,7 @@ from typing import Any
 import zarr
 
 from nucseg_jax.data import errors
+from nucseg_jax.data.formats import regions
 from nucseg_jax.data.formats.stacks import Stack, settle_axes
 from nucseg_jax.data.formats.units import combine_sides, micrometres
 from nucseg_jax.data.formats.zarr_blocks import ZarrBlocks
@@ -38,19 +39,13 @@ def open_ome_zarr(
     Raises:
       ImageError: If there is no image, axes are unknown, or chunks too large.
     """
-    root = zarr.open(path, mode="r")
+    images = _find_images(path)
+    cache = regions.BlockCache()
     with contextlib.ExitStack() as closing:
-        if isinstance(root, zarr.Array):
-            unknown = "Q" * (root.ndim - 2) + "YX"
-            image = _Image(path, root, unknown, None, ())
-            yield [_stack_of(image, closing, axes, max_pixels)]
-            return
-        groups = _image_groups(path, root)
         stacks = []
-        for number, group in enumerate(groups):
-            image = _read_metadata(path, group)
-            stack = _stack_of(image, closing, axes, max_pixels)
-            name = f"s={number}" if len(groups) > 1 else ""
+        for number, image in enumerate(images):
+            stack = _stack_of(image, closing, cache, axes, max_pixels)
+            name = f"s={number}" if len(images) > 1 else ""
             stacks.append(dataclasses.replace(stack, name=name))
         yield stacks
 
@@ -72,6 +67,14 @@ class _Image:
     axes: str
     pixel_size: float | None
     channels: tuple[str, ...]
+
+
+def _find_images(path: pathlib.Path) -> list[_Image]:
+    root = zarr.open(path, mode="r")
+    if isinstance(root, zarr.Group):
+        return [_read_metadata(path, group) for group in _image_groups(path, root)]
+    unknown = "Q" * (root.ndim - 2) + "YX"
+    return [_Image(path, root, unknown, pixel_size=None, channels=())]
 
 
 def _image_groups(path: pathlib.Path, root: zarr.Group) -> list[zarr.Group]:
@@ -146,6 +149,7 @@ def _channel_names(metadata: dict[str, Any]) -> tuple[str, ...]:
 def _stack_of(
     image: _Image,
     closing: contextlib.ExitStack,
+    cache: regions.BlockCache,
     answer: str | None,
     max_pixels: int,
 ) -> Stack:
@@ -159,7 +163,7 @@ def _stack_of(
     lengths = tuple(shape[place] for place in kept)
     axes = settle_axes(image.path, own, lengths, answer)
     places = dict(zip(axes, kept, strict=True))
-    blocks = ZarrBlocks(image.path, image.array, places, max_pixels=max_pixels)
+    blocks = ZarrBlocks(image.path, image.array, places, cache, max_pixels=max_pixels)
     closing.callback(blocks.close)
     has_names = len(image.channels) == blocks.num_channels
     numbers = tuple(str(n) for n in range(blocks.num_channels))

@@ -5,40 +5,63 @@ Regions are pairs of slices, rows and columns, with a start and a stop in the pi
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+import collections
+import threading
+from collections.abc import Callable, Hashable
 
 import numpy as np
 
 Read = Callable[[slice, slice], np.ndarray]  # (rows, columns) -> [h, w, ...]
-LoadBlock = Callable[..., np.ndarray]  # (..., block row, block column) -> [h, w, ...]
+LoadBlock = Callable[[int, int], np.ndarray]  # (block row, block column) -> [h, w, ...]
 
 _CACHE_BYTES = 128 << 20
-_CACHE_BYTES_OF_TWO_ROWS = 512 << 20
+_MOST_CACHE_BYTES = 512 << 20
 
 
-def cached(
-    load: LoadBlock, *, block_bytes: int, blocks_a_row: int
-) -> functools._lru_cache_wrapper[np.ndarray]:
-    """Keeps decoded blocks, so that reading band by band decodes each block once.
+class BlockCache:
+    """Keeps the decoded blocks of a file that were used last. Threads may share it.
 
-    A band ends within a row of blocks, and the next one needs that row again; windows
-    that overlap need two rows. So two rows of blocks are kept if they fit in 512 MiB,
-    more where they are small.
-
-    Args:
-      load: Decodes a block; its arguments are hashable.
-      block_bytes: Of a decoded block.
-      blocks_a_row: Blocks that cover the picture's width, of all channels.
-
-    Returns:
-      The same function with a cache. Threads may call it.
+    Bands that are read one after the other end within a row of blocks, and the next
+    band needs that row again; windows that overlap need two rows. So two rows of blocks
+    are kept if they fit in 512 MiB, and 128 MiB of smaller ones.
     """
-    affordable = _CACHE_BYTES_OF_TWO_ROWS // max(block_bytes, 1)
-    kept = max(
-        _CACHE_BYTES // max(block_bytes, 1), min(2 * blocks_a_row, affordable), 1
-    )
-    return functools.lru_cache(maxsize=kept)(load)
+
+    def __init__(self) -> None:
+        self._blocks: collections.OrderedDict[Hashable, np.ndarray] = (
+            collections.OrderedDict()
+        )
+        self._num_bytes = 0
+        self._most_bytes = _CACHE_BYTES
+        self._lock = threading.Lock()
+
+    def make_room(self, row_bytes: int) -> None:
+        """Makes room for rows of blocks.
+
+        Args:
+          row_bytes: Of the decoded blocks that cover a picture's width.
+        """
+        wanted = min(2 * row_bytes, _MOST_CACHE_BYTES)
+        self._most_bytes = max(self._most_bytes, wanted)
+
+    def get(self, key: Hashable, load: Callable[[], np.ndarray]) -> np.ndarray:
+        """Gives a block, loaded if it is not here. It must not be changed."""
+        with self._lock:
+            if key in self._blocks:
+                self._blocks.move_to_end(key)
+                return self._blocks[key]
+        block = load()
+        with self._lock:
+            if key not in self._blocks:  # Another thread may have been faster.
+                self._blocks[key] = block
+                self._num_bytes += block.nbytes
+            while self._num_bytes > self._most_bytes and len(self._blocks) > 1:
+                self._num_bytes -= self._blocks.popitem(last=False)[1].nbytes
+        return block
+
+    def clear(self) -> None:
+        with self._lock:
+            self._blocks.clear()
+            self._num_bytes = 0
 
 
 def read_blocks(

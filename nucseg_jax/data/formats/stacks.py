@@ -102,8 +102,9 @@ def settle_axes(
 ) -> str:
     """Finds what each axis is: as the user says, or else as the file says.
 
-    The answer holds for files with as many axes as it has letters. Others, such as
-    single pictures between stacks, keep their own axes if these are known.
+    The answer holds for files with as many axes as it has letters, and if a file says
+    which axes are rows and columns, these must agree. Others, such as single pictures
+    between stacks, keep their own axes if these are known.
 
     Args:
       path: The file.
@@ -117,22 +118,25 @@ def settle_axes(
     Raises:
       ImageError: If an axis is unknown and there is no answer, or no valid one.
     """
+    is_known = not set(axes) & set(_UNKNOWN)
     if answer is not None:
+        answer = answer.upper()
         _check_answer(answer)
-        if len(answer) == len(axes):
-            return answer.upper()
-    if any(axis in _UNKNOWN for axis in axes):
+        agrees = all(answer.index(axis) == axes.index(axis) for axis in "YX")
+        if len(answer) == len(axes) and (agrees or not is_known):
+            return answer
+    if not is_known:
         raise ImageError(_question(path, axes, lengths))
     return axes
 
 
 def _check_answer(answer: str) -> None:
-    letters = answer.upper()
+    letters = set(answer)
     if (
-        len(set(letters)) != len(letters)
-        or not {"Y", "X"} <= set(letters)
-        or not (letters.isascii() and letters.isalpha())
-        or set(letters) & set(_UNKNOWN)
+        len(letters) != len(answer)
+        or not {"Y", "X"} <= letters
+        or not (answer.isascii() and answer.isalpha())
+        or letters & set(_UNKNOWN)
     ):
         raise ImageError(
             f"--axes={answer}: wanted is one letter an axis, each once, Y and X among "

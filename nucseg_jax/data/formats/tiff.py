@@ -12,6 +12,7 @@ import math
 import os
 import pathlib
 import struct
+import threading
 from collections.abc import Iterator
 
 import tifffile
@@ -51,9 +52,13 @@ def open_tiff(
         if not tiff.is_ndpi:  # Their lists are written in another way.
             _check_page_list(path, tiff)
         numbers = _choose_series(tiff)
+        cache, lock = regions.BlockCache(), threading.Lock()
         stacks = []
         for number in numbers:
-            stack = _stack_of(path, tiff, number, closing, axes, max_pixels)
+            series = tiff.series[number]
+            pages = Pages(path, series, cache, lock, max_pixels=max_pixels)
+            closing.callback(pages.close)
+            stack = _stack_of(path, tiff, number, pages, axes, max_pixels=max_pixels)
             name = f"s={number}" if len(numbers) > 1 else ""
             stacks.append(dataclasses.replace(stack, name=name))
         yield stacks
@@ -104,15 +109,14 @@ def _stack_of(
     path: pathlib.Path,
     tiff: tifffile.TiffFile,
     number: int,
-    closing: contextlib.ExitStack,
+    pages: Pages,
     answer: str | None,
+    *,
     max_pixels: int,
 ) -> Stack:
     series = tiff.series[number]
     samples = tiff_colours.describe(path, series.keyframe, kind=series.kind)
     layout = tiff_layout.find_layout(path, series, answer)
-    pages = Pages(path, series, max_pixels=max_pixels)
-    closing.callback(pages.close)
     read = tiff_layout.make_read(
         path, layout, pages, samples.convert, max_pixels=max_pixels
     )

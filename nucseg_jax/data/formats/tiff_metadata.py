@@ -34,7 +34,7 @@ def pixel_size(tiff: tifffile.TiffFile, series: int) -> float | None:
         unit = str((tiff.imagej_metadata or {}).get("unit", ""))
         sizes = _resolution(tiff, unit)
     elif tiff.is_svs:
-        sizes = [_svs_size(tiff)] * 2
+        sizes = [_svs_size(tiff)]
     else:
         unit_code = tiff.series[series].keyframe.tags.valueof(296, 2)
         sizes = _resolution(tiff, _RESOLUTION_UNITS.get(unit_code, ""))
@@ -62,7 +62,7 @@ def _ome_pixels(tiff: tifffile.TiffFile, series: int) -> ElementTree.Element | N
 def _ome_sizes(tiff: tifffile.TiffFile, series: int) -> list[float | None]:
     pixels = _ome_pixels(tiff, series)
     if pixels is None:
-        return [None, None]
+        return []
     return [
         micrometres(
             pixels.get(f"PhysicalSize{axis}", ""),

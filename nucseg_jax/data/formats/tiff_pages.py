@@ -8,6 +8,7 @@ stream of JPEG XR, which has no mark at its end, is not noticed.
 
 from __future__ import annotations
 
+import functools
 import math
 import pathlib
 import threading
@@ -40,6 +41,8 @@ class Pages:
     Args:
       path: The file, for errors.
       series: Its pages.
+      cache: For decoded blocks, one for all series of the file.
+      lock: For reading the file, one for all its series.
       max_pixels: Limit on the pixels of a strip or tile that is decoded as one.
 
     Attributes:
@@ -54,7 +57,13 @@ class Pages:
     """
 
     def __init__(
-        self, path: pathlib.Path, series: tifffile.TiffPageSeries, *, max_pixels: int
+        self,
+        path: pathlib.Path,
+        series: tifffile.TiffPageSeries,
+        cache: regions.BlockCache,
+        lock: threading.Lock,
+        *,
+        max_pixels: int,
     ) -> None:
         page = series.keyframe
         planes, depth, self.height, self.width, contiguous = page.shaped
@@ -71,7 +80,8 @@ class Pages:
         self._keyframe = page
         self._planes = planes
         self._contiguous = contiguous
-        self._lock = threading.Lock()
+        self._cache = cache
+        self._lock = lock
         self._is_closed = False
         # Uncompressed pages one behind the other need no look at each of them, and
         # ImageJ writes only the first of them.
@@ -79,12 +89,9 @@ class Pages:
         self._pages = [page] if self._start is not None else self._list_pages(series)
         self._block_shape = self._find_block_shape(max_pixels)
         self._check_data()
-        height, width = self._block_shape
-        self._load = regions.cached(
-            self._read_raw if page.is_final else self._decode,
-            block_bytes=height * width * contiguous * page.dtype.itemsize,
-            blocks_a_row=-(-self.width // width) * planes,
-        )
+        down, across = self._grid
+        values = across * math.prod(self._block_shape) * self.samples
+        cache.make_room(values * self.dtype.itemsize)
 
     def read(self, number: int, rows: slice, columns: slice) -> np.ndarray:
         """Reads a region of a page.
@@ -97,7 +104,7 @@ class Pages:
         """
         parts = [
             regions.read_blocks(
-                lambda i, j, plane=plane: self._load(number, plane, i, j),
+                functools.partial(self._load, number, plane),
                 rows,
                 columns,
                 block_shape=self._block_shape,
@@ -111,7 +118,13 @@ class Pages:
     def close(self) -> None:
         """Forgets decoded blocks; reading is an error from now on."""
         self._is_closed = True
-        self._load.cache_clear()
+        self._cache.clear()
+
+    @property
+    def _grid(self) -> tuple[int, int]:
+        """Number of blocks from top to bottom and from left to right."""
+        height, width = self._block_shape
+        return -(-self.height // height), -(-self.width // width)
 
     def _list_pages(self, series: tifffile.TiffPageSeries) -> list[Page]:
         if self.count > len(series):
@@ -147,8 +160,7 @@ class Pages:
             end = self._start + self.count * self._keyframe.nbytes
             self._check_end(end, self._keyframe)
             return
-        height, width = self._block_shape
-        blocks = -(-self.height // height) * -(-self.width // width) * self._planes
+        blocks = math.prod(self._grid) * self._planes
         for page in self._pages:
             if page.is_final:
                 self._check_end(page.dataoffsets[0] + self._keyframe.nbytes, page)
@@ -164,6 +176,14 @@ class Pages:
         size = page.parent.filehandle.size
         if end > size:
             raise self._damage(f"ends at byte {size:,} instead of {end:,}")
+
+    def _load(self, number: int, plane: int, i: int, j: int) -> np.ndarray:
+        """Gives a block, [h, w, samples of a plane]."""
+        if self._is_closed:
+            raise ValueError("the file was closed")
+        read = self._read_raw if self._keyframe.is_final else self._decode
+        place = number, plane, i, j
+        return self._cache.get((id(self), *place), lambda: read(*place))
 
     def _read_raw(self, number: int, plane: int, i: int, j: int) -> np.ndarray:
         """Reads rows of an uncompressed page, [h, W, samples of a plane]."""
@@ -188,12 +208,11 @@ class Pages:
     def _decode(self, number: int, plane: int, i: int, j: int) -> np.ndarray:
         """Decodes a strip or tile, [h, w, samples of a plane]."""
         page = self._pages[number]
-        height, width = self._block_shape
-        down, across = -(-self.height // height), -(-self.width // width)
+        down, across = self._grid
         index = (plane * down + i) * across + j
         offset, size = page.dataoffsets[index], page.databytecounts[index]
         if offset == size == 0:  # Left out on purpose, as empty parts of slides are.
-            shape = (height, width, self._contiguous)
+            shape = (*self._block_shape, self._contiguous)
             return np.full(shape, self._keyframe.nodata, self.dtype)
         data = self._read_bytes(page, offset, size)
         self._check_stream(data)
@@ -209,8 +228,6 @@ class Pages:
     def _read_bytes(self, page: Page, offset: int, size: int) -> bytes:
         handle = page.parent.filehandle
         with self._lock:
-            if self._is_closed:
-                raise ValueError("the file was closed")
             if handle.closed:  # As are the other files of an OME-TIFF.
                 handle.open()
             handle.seek(offset)

@@ -56,10 +56,11 @@ def combine_sides(sizes: list[float | None]) -> float | None:
     """Finds the side of a square of a pixel's area.
 
     Args:
-      sizes: Height and width, micrometres.
+      sizes: Height and width in micrometres; if one is not known, both are taken to be
+        equal.
 
     Returns:
-      Micrometres; None if one of them is not known.
+      Micrometres; None if nothing is known.
     """
     known = [size for size in sizes if size is not None]
-    return math.sqrt(math.prod(known)) if len(known) == 2 else None
+    return math.prod(known) ** (1 / len(known)) if known else None

@@ -7,6 +7,7 @@ than a picture is decoded once for each picture.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import pathlib
@@ -31,6 +32,7 @@ class ZarrBlocks:
       array: Of any order of axes.
       places: Letter of an axis -> its place in the array, for all that are read; others
         have length one.
+      cache: For decoded blocks, one for all images of the folder.
       max_pixels: Limit on the pixels of a chunk.
 
     Attributes:
@@ -46,6 +48,7 @@ class ZarrBlocks:
         path: pathlib.Path,
         array: zarr.Array,
         places: dict[str, int],
+        cache: regions.BlockCache,
         *,
         max_pixels: int,
     ) -> None:
@@ -55,6 +58,7 @@ class ZarrBlocks:
         self._array = array
         self._places = places
         self._folder = path / array.path
+        self._cache = cache
         self._is_closed = False
         # Sharded chunks have their lengths written elsewhere.
         self._is_blosc = array.shards is None and any(
@@ -65,12 +69,9 @@ class ZarrBlocks:
             _block_side(array.chunks[places["Y"]]),
             _block_side(array.chunks[places["X"]]),
         )
-        num_values = math.prod(self._block_shape) * self.num_channels
-        self._load = regions.cached(
-            self._decode,
-            block_bytes=num_values * self.dtype.itemsize,
-            blocks_a_row=-(-array.shape[places["X"]] // self._block_shape[1]),
-        )
+        across = -(-array.shape[places["X"]] // self._block_shape[1])
+        values = across * math.prod(self._block_shape) * self.num_channels
+        cache.make_room(values * self.dtype.itemsize)
 
     def read(self, index: tuple[int, ...], rows: slice, columns: slice) -> np.ndarray:
         """Reads a region of a picture, [h, w, C].
@@ -78,10 +79,8 @@ class ZarrBlocks:
         Raises:
           ImageError: If chunks are damaged. Decoders raise other errors, too.
         """
-        if self._is_closed:
-            raise ValueError("the folder was closed")
         return regions.read_blocks(
-            lambda i, j: self._load(index, i, j),
+            functools.partial(self._load, index),
             rows,
             columns,
             block_shape=self._block_shape,
@@ -92,7 +91,7 @@ class ZarrBlocks:
     def close(self) -> None:
         """Forgets decoded blocks; reading is an error from now on."""
         self._is_closed = True
-        self._load.cache_clear()
+        self._cache.clear()
 
     def _check(self, max_pixels: int) -> None:
         chunk = self._array.chunks
@@ -103,6 +102,12 @@ class ZarrBlocks:
             raise errors.ImageError(
                 f"{self._path}: holds no pixels, it lacks all chunks"
             )
+
+    def _load(self, index: tuple[int, ...], i: int, j: int) -> np.ndarray:
+        if self._is_closed:
+            raise ValueError("the folder was closed")
+        place = index, i, j
+        return self._cache.get((id(self), *place), lambda: self._decode(*place))
 
     def _decode(self, index: tuple[int, ...], i: int, j: int) -> np.ndarray:
         """Decodes the chunks of a block, [h, w, C]."""
