@@ -813,6 +813,43 @@ def tiff_with_a_strip_of_no_bytes(folder):
     return write(folder / "a.tif", with_tag(data, 279, 0)), "holds no pixels"
 
 
+# Another program's writing and reading.
+
+
+@pytest.mark.parametrize(
+    ("mode", "compression"),
+    (
+        ("1", "group3"),
+        ("1", "group4"),
+        ("L", "jpeg"),
+        ("LA", "tiff_lzw"),
+        ("P", "packbits"),
+        ("RGB", "jpeg"),
+        ("RGBA", "tiff_adobe_deflate"),
+        ("CMYK", "jpeg"),
+        ("CMYK", "tiff_lzw"),
+        ("I;16", "tiff_deflate"),
+        ("F", "lzma"),
+    ),
+)
+def test_what_libtiff_writes_is_read_as_libtiff_reads_it(tmp_path, mode, compression):
+    if mode in ("I;16", "F"):
+        dtype = np.uint16 if mode == "I;16" else np.float32
+        picture = PIL.Image.fromarray(noise((40, 30), dtype))
+    else:
+        picture = PIL.Image.fromarray(RGB).convert(mode)
+    path = tmp_path / "a.tif"
+    picture.save(path, compression=compression)
+    with PIL.Image.open(path) as picture:
+        picture = picture.convert("RGB") if mode in ("P", "CMYK") else picture
+        expected = np.asarray(picture).reshape(40, 30, -1)
+    with open_planes(path) as (plane,):
+        found = plane.read()
+    assert found.shape[-1] == (3 if mode in ("RGB", "RGBA", "P", "CMYK") else 1)
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(found, expected[..., : found.shape[-1]])
+
+
 # Rotation.
 
 
