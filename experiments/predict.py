@@ -156,11 +156,14 @@ def segment_all(
 
 def tell(outcomes: list[Outcome], failed: list[Outcome], folder: pathlib.Path) -> int:
     """Prints what came of the run; returns the exit code."""
-    nuclei = sum(outcome.num_nuclei for outcome in outcomes)
+    done = len(outcomes) - len(failed)
     planes = sum(outcome.num_planes for outcome in outcomes)
     skipped = sum(outcome.num_skipped for outcome in outcomes)
-    known = f" ({skipped} finished before)" if skipped else ""
-    print(f"{planes} images{known}, {nuclei:,} nuclei -> {folder}")
+    nuclei = sum(outcome.num_nuclei for outcome in outcomes)
+    print(
+        f"{done} of {len(outcomes)} files: {planes} images with {nuclei:,} nuclei"
+        f"{f', {skipped} finished before' if skipped else ''} -> {folder}"
+    )
     for outcome in failed:
         print(f"error: {outcome.error}", file=sys.stderr)
     return 1 if failed else 0

@@ -11,7 +11,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from tests.helpers import write_disc_dataset
+from nucseg_jax.data.images import read_image
+from tests.helpers import disc_image, write_disc_dataset
 
 ROOT = pathlib.Path(__file__).parents[1]
 SETTINGS = [
@@ -131,12 +132,92 @@ def test_prediction_of_a_folder_with_a_bad_file(trained, tmp_path):
         f"--output={tmp_path / 'out'}",
     )
     assert result.returncode == 1
-    assert "2 of 3 images" in result.stdout and "broken.png" in result.stderr
-    for kind in ("masks", "probabilities", "overlays"):
-        with PIL.Image.open(tmp_path / "out" / kind / "a.png") as picture:
-            assert picture.size == (50, 33)
-        with PIL.Image.open(tmp_path / "out" / kind / "sub" / "b.png") as picture:
-            assert picture.size == (20, 64)
+    assert "2 of 3 files: 2 images" in result.stdout
+    assert "broken.png" in result.stderr
+    out = tmp_path / "out"
+    assert (out / "overlays" / "sub" / "b.png").is_file()
+    for kind, name in (("masks", "a.png"), ("labels", "a.tif")):
+        assert read_image(out / kind / name).shape == (33, 50, 3)
+        name = pathlib.Path("sub") / f"b{pathlib.Path(name).suffix}"
+        assert read_image(out / kind / name).shape == (64, 20, 3)
+    assert [row["image"] for row in table(out / "summary.csv")] == [
+        "a.png",
+        "sub/b.tif",
+    ]
+    (failure,) = table(out / "failed.csv")
+    assert failure["image"] == "broken.png" and "PNG" in failure["error"]
+    assert "broken.png" in (out / "report.html").read_text(encoding="utf-8")
+
+
+def table(path):
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """Five images."""
+    source = tmp_path / "in"
+    source.mkdir()
+    for k in range(5):
+        PIL.Image.fromarray(disc_image(40, seed=k)[0]).save(source / f"{k}.png")
+    return source
+
+
+def predict(trained, source, output, *arguments):
+    folder, _, _ = trained
+    run_folder, given = f"--checkpoint={folder / 'run'}", f"--input={source}"
+    return run("predict", run_folder, given, f"--output={output}", *arguments)
+
+
+def test_shards_and_merge_give_what_one_run_gives(trained, sources, tmp_path):
+    whole = predict(trained, sources, tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    parts = tmp_path / "parts"
+    for k in range(2):
+        arguments = ("--num_shards=2", f"--shard_index={k}")
+        result = predict(trained, sources, parts, *arguments)
+        assert result.returncode == 0, result.stderr
+        assert "experiments.merge" in result.stdout
+    assert not (parts / "nuclei.csv").exists()
+    assert "5 images" in succeed("merge", f"--output={parts}")
+    for name in ("nuclei.csv",):
+        assert (parts / name).read_text() == (tmp_path / "whole" / name).read_text()
+    assert (parts / "report.html").is_file()
+
+
+def test_results_of_two_settings_are_not_mixed(trained, sources, tmp_path):
+    assert predict(trained, sources, tmp_path / "out").returncode == 0
+    again = predict(trained, sources, tmp_path / "out")
+    assert "5 finished before" in again.stdout
+    result = predict(trained, sources, tmp_path / "out", "--tta=8")
+    assert result.returncode == 1
+    assert "tta='1', now it is '8'" in result.stderr
+
+
+def test_a_run_may_stop_at_the_first_error(trained, sources, tmp_path):
+    (sources / "0.png").write_bytes(b"no picture")
+    result = predict(trained, sources, tmp_path / "out", "--on_error=stop")
+    assert result.returncode == 1 and "0 of 1 files" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--save=labels,mesh", "cannot save 'mesh'; choose from labels, mask"),
+        ("--shard_index=1", "shard_index is 1"),
+        ("--scale=-1", "scale is -1.0"),
+        ("--threshold=2", "threshold is '2'"),
+    ],
+)
+def test_bad_arguments_of_prediction_are_one_line(
+    trained, sources, tmp_path, argument, message
+):
+    result = predict(trained, sources, tmp_path / "out", argument)
+    assert result.returncode == 1
+    (line,) = result.stderr.strip().splitlines()[-1:]
+    assert message in line
+    assert not (tmp_path / "out").exists()
 
 
 def test_bad_settings_are_one_line(tmp_path):
@@ -145,7 +226,9 @@ def test_bad_settings_are_one_line(tmp_path):
     assert result.stderr.strip().endswith("size is 3; it must be at least 16 pixels")
 
 
-@pytest.mark.parametrize("program", ["train", "evaluate", "predict", "prepare"])
+@pytest.mark.parametrize(
+    "program", ["train", "evaluate", "predict", "prepare", "merge"]
+)
 def test_help_tells_what_the_program_does_and_takes(program):
     text = run(program, "--help").stdout
     assert f"python -m experiments.{program}" in text
@@ -154,6 +237,7 @@ def test_help_tells_what_the_program_does_and_takes(program):
         "evaluate": "--checkpoint",
         "predict": "--input",
         "prepare": "--output",
+        "merge": "--output",
     }
     assert required[program] in text
     if program == "train":
