@@ -6,6 +6,7 @@ import pathlib
 import shutil
 
 import numpy as np
+import PIL.Image
 import pytest
 import tifffile
 from hypothesis import given, settings
@@ -25,6 +26,14 @@ MAX_PIXELS = 1 << 20
 MOST_READ = 256
 
 
+def palette() -> bytes:
+    buffer = io.BytesIO()
+    picture = PIL.Image.fromarray(GRAY // 16).convert("P")
+    picture.putpalette((RGB[0, :16] // 2 + 100).ravel().tolist())
+    picture.save(buffer, "PNG", transparency=bytes([0, 9, 255]))
+    return buffer.getvalue()
+
+
 def pyramid() -> bytes:
     buffer = io.BytesIO()
     with tifffile.TiffWriter(buffer, ome=True) as writer:
@@ -37,7 +46,7 @@ def pyramid() -> bytes:
 MAKERS = {
     "gray.png": lambda: encode(GRAY, "PNG"),
     "deep.png": lambda: encode_png16(DEEP),
-    "palette.png": lambda: encode(GRAY, "PNG", palette=None),
+    "palette.png": palette,
     "gray.bmp": lambda: encode(GRAY, "BMP"),
     "rgb.jpg": lambda: encode(RGB, "JPEG", quality=90),
     "progressive.jpg": lambda: encode(RGB, "JPEG", progressive=True),
@@ -58,7 +67,6 @@ MAKERS = {
     "stack.ome.tif": lambda: encode_tiff(STACK, ome=True, metadata={"axes": "TYX"}),
     "pyramid.ome.tif": pyramid,
 }
-MAKERS.pop("palette.png")
 
 
 @functools.cache
