@@ -67,8 +67,7 @@ class _Level:
     def add(self, top: int, labels: np.ndarray) -> None:
         """Takes the next rows of the image, [h, W]."""
         sampled = labels[-top % self._step :: self._step, :: self._step]
-        # A copy: a view would keep the whole band in memory.
-        for block in self._blocks.push(sampled.astype(np.uint32)):
+        for block in self._blocks.push(sampled):
             self._write(block)
 
     def finish(self) -> None:
@@ -81,9 +80,9 @@ class _Level:
                 raise OSError("reads back differently from what was written")
 
     def _write(self, block: np.ndarray) -> None:
-        top = len(self._checksums) * CHUNK
-        self._array[top : top + len(block)] = block
-        self._checksums.append(zlib.crc32(np.ascontiguousarray(block).data))
+        top, rows = len(self._checksums) * CHUNK, block.astype(np.uint32)
+        self._array[top : top + len(rows)] = rows
+        self._checksums.append(zlib.crc32(rows.data))
 
 
 def count_levels(info: PlaneInfo) -> int:

@@ -40,9 +40,11 @@ def draw_overlay(picture: np.ndarray, label_image: np.ndarray) -> np.ndarray:
       uint8 [z H, z W, 3], where z enlarges small images.
     """
     zoom = min(max(1, round(SMALL / max(picture.shape[:2]))), MOST_ENLARGED)
-    labels = label_image.repeat(zoom, axis=0).repeat(zoom, axis=1)
-    size = labels.shape[::-1]
-    canvas = cv2.resize(stretch(picture), size, interpolation=cv2.INTER_CUBIC)
+    labels, canvas = label_image, stretch(picture)
+    if zoom > 1:
+        labels = labels.repeat(zoom, axis=0).repeat(zoom, axis=1)
+        size = labels.shape[::-1]
+        canvas = cv2.resize(canvas, size, interpolation=cv2.INTER_CUBIC)
     canvas[find_outlines(labels, width=min(zoom, 2))] = pictures.OUTLINE_COLOUR
     return _draw_ids(canvas, labels)
 
@@ -58,10 +60,11 @@ def draw_thumbnail(picture: np.ndarray, label_image: np.ndarray) -> np.ndarray:
 
 def stretch(picture: np.ndarray) -> np.ndarray:
     """Stretches uint8 [H, W, 3] as `pictures.stretch_contrast` does."""
-    levels = np.bincount(picture.reshape(-1), minlength=256)
     if not picture.size:
         return picture
-    low, high = np.searchsorted(np.cumsum(levels) / picture.size, (0.01, 0.998))
+    levels = cv2.calcHist([picture.reshape(-1, 1)], [0], None, [256], [0, 256])
+    share = np.cumsum(levels.ravel(), dtype=np.float64) / picture.size
+    low, high = np.searchsorted(share, (0.01, 0.998))
     scaled = (np.arange(256) - low) * (255 / max(high - low, 1))
     return np.clip(scaled.round(), 0, 255).astype(np.uint8)[picture]
 

@@ -39,7 +39,8 @@ def mask_picture(foreground: np.ndarray) -> np.ndarray:
 
 def probability_picture(probs: np.ndarray) -> np.ndarray:
     """Turns probabilities [H, W] to uint8, 255 = certain."""
-    return np.round(probs * 255).astype(np.uint8)
+    scaled = probs * 255
+    return np.round(scaled, out=scaled).astype(np.uint8)
 
 
 def overlay_picture(image: np.ndarray, label_image: np.ndarray) -> np.ndarray:

@@ -135,6 +135,8 @@ def create_writers(
     folder: pathlib.Path,
     name: pathlib.PurePath,
     info: PlaneInfo,
+    *,
+    started: float | None = None,
 ) -> WriterGroup:
     """Creates the writers of one plane's files.
 
@@ -146,6 +148,7 @@ def create_writers(
       folder: The output folder.
       name: Of the results below each product's folder, without ending: "b/c".
       info: Of the plane.
+      started: When work on the plane began, by `time.perf_counter`; None = now.
 
     Raises:
       ValueError: If a product is unknown, or the name leads out of the folder.
@@ -163,7 +166,9 @@ def create_writers(
         for product, path in paths.items():
             writers.append(product.make(path, info, source))
         path = summaries.summary_path(folder, name)
-        writers.append(tables.SummaryWriter(path, info, source, outputs=outputs))
+        writers.append(
+            tables.SummaryWriter(path, info, source, outputs=outputs, started=started)
+        )
     except BaseException:
         WriterGroup(writers).abort()
         raise

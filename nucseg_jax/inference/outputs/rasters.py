@@ -110,4 +110,6 @@ class ProbabilitiesWriter(_RasterWriter):
         return self.info.targets
 
     def _convert(self, band: Band) -> np.ndarray:
-        return np.moveaxis(pictures.probability_picture(band.probs), 2, 0)
+        # One by one: what comes in between is as large as a band's target.
+        targets = np.moveaxis(band.probs, 2, 0)
+        return np.stack([pictures.probability_picture(target) for target in targets])

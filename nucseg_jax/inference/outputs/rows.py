@@ -22,6 +22,9 @@ class RowBlocks:
         self._held += len(rows)
         while self._held >= self._height:
             yield self._take(self._height)
+        if self._parts:
+            # A view would keep the whole band in memory until the next one comes.
+            self._parts[-1] = self._parts[-1].copy()
 
     def rest(self) -> Iterator[np.ndarray]:
         """Yields the rows that fill no block, if there are any."""

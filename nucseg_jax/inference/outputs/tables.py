@@ -55,11 +55,7 @@ def _format_column(name: str, column: np.ndarray) -> list[Any]:
 
 
 class SummaryWriter(Writer):
-    """Writes the summary of an image as JSON, last of all its files.
-
-    Attributes:
-      seconds: To write down; None = since this writer was made.
-    """
+    """Writes the summary of an image as JSON, last of all its files."""
 
     def __init__(
         self,
@@ -68,6 +64,7 @@ class SummaryWriter(Writer):
         source: NucleiSource | None = None,
         *,
         outputs: Mapping[str, str],
+        started: float | None = None,
     ):
         """Starts a summary.
 
@@ -76,24 +73,21 @@ class SummaryWriter(Writer):
           info: Of the plane.
           source: Shared by the writers of a plane.
           outputs: Product -> its file, relative to the output folder.
+          started: When work on the image began, by `time.perf_counter`; None = now.
         """
         super().__init__(path, info, source)
-        self.seconds: float | None = None
         self._outputs = dict(outputs)
         self._areas: list[np.ndarray] = []
-        self._start = time.perf_counter()
+        self._started = time.perf_counter() if started is None else started
 
     def _add_window(self, window: Window) -> None:
         self._areas.append(self._source.of(window).table["area"])
 
     def _complete(self) -> None:
         areas = np.concatenate([np.zeros(0), *self._areas])
-        seconds = self.seconds
-        if seconds is None:
-            seconds = time.perf_counter() - self._start
         summary = {
             **summarize(self.info, areas),
-            "seconds": round(seconds, 3),
+            "seconds": round(time.perf_counter() - self._started, 3),
             "outputs": self._outputs,
             "area_histogram": count_areas(areas),
         }

@@ -75,7 +75,8 @@ class TiffStream:
         for channel, file in zip(rows[1:], self._waiting, strict=True):
             file.write(channel.astype(self._dtype).tobytes())
         for block in self._blocks.push(rows[0]):
-            self._put(block)
+            # A copy, as in `RowBlocks`: the thread may take its time.
+            self._put(block.astype(self._dtype))
 
     def finish(self) -> None:
         """Writes what is left and compares the file with what went in, tile by tile.
