@@ -31,6 +31,7 @@ from nucseg_jax.evaluation.evaluate import (
     tune_threshold,
 )
 from nucseg_jax.evaluation.report import ap_curves, best_median_worst, format_table
+from nucseg_jax.files import replacing
 from nucseg_jax.inference.segmenter import Segmenter, make_segmenter
 
 _CHECKPOINT = shared.checkpoint()
@@ -108,7 +109,8 @@ def write_results(
     folder.mkdir(parents=True, exist_ok=True)
     metrics = json.dumps({"protocol": about} | evaluation.to_dict(), indent=2)
     paths = [folder / "metrics.json", folder / "predictions.png"]
-    paths[0].write_text(metrics + "\n", encoding="utf-8")
+    with replacing(paths[0]) as temporary:
+        temporary.write_text(metrics + "\n", encoding="utf-8")
     if evaluation.instance_counts:
         paths.append(folder / "average_precision.png")
         draw_nuclei(segmenter, evaluation, paths[1])

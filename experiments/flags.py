@@ -8,6 +8,7 @@ stands in that program's --help. Several programs may ask for the same one.
 from __future__ import annotations
 
 import dataclasses
+import logging as standard_logging
 import os
 import pathlib
 import sys
@@ -104,6 +105,8 @@ def run(main: Any) -> None:
 
     def guarded(argv: list[str]) -> Any:
         logging.set_verbosity(logging.ERROR)
+        # What is wrong with a file, our own errors say.
+        standard_logging.getLogger("tifffile").setLevel(standard_logging.CRITICAL)
         if len(argv) > 1:
             raise app.UsageError(f"unexpected argument: {argv[1]}")
         try:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import pathlib
 import sys
+from typing import Any
 
 import tqdm
 from absl import flags
@@ -107,9 +108,9 @@ def main() -> int:
 
 def read_options() -> Options:
     """Reads from the flags what to do with each file."""
-    for name in ("scale", "pixel_size"):
-        if flags.FLAGS[name].value < 0:
-            raise ValueError(f"{name} is {flags.FLAGS[name].value}; it is positive")
+    for name, value in (("scale", _SCALE.value), ("pixel_size", _PIXEL_SIZE.value)):
+        if value < 0:
+            raise ValueError(f"{name} is {value}; it must not be negative")
     return Options(
         save=tuple(_SAVE.value),
         channel=_CHANNEL.value or None,
@@ -131,7 +132,7 @@ def create_segmenter() -> Segmenter:
     )
 
 
-def settings() -> dict[str, str | float]:
+def settings() -> dict[str, Any]:
     """Returns what results depend on, to be kept beside them."""
     names = ("mode", "threshold", "tta", "scale", "pixel_size", "channel", "axes")
     checkpoint = pathlib.Path(_CHECKPOINT.value).absolute()

@@ -24,6 +24,7 @@ from nucseg_jax.config import Config
 from nucseg_jax.data import index, pipeline
 from nucseg_jax.evaluation.figures import draw_curves
 from nucseg_jax.evaluation.tuning import tune_decoding
+from nucseg_jax.files import replacing
 from nucseg_jax.inference.segmenter import make_segmenter
 from nucseg_jax.training import history, loop, losses, optim, state, step
 
@@ -41,6 +42,7 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     """
     data = resolve_data(config.data)
     subsets = index.load_subsets(data)
+    check_truth(subsets, config)
     print(start_device())
     print(describe_data(data.data_dir, subsets))
     with contextlib.closing(ckpt.Checkpoints(workdir)) as saved:
@@ -73,6 +75,22 @@ def _train(
             num_epochs=train.num_epochs,
             steps_per_epoch=steps,
             end_epoch=_make_end_epoch(config, workdir, saved, record),
+        )
+
+
+def check_truth(subsets: Subsets, config: Config) -> None:
+    """Refuses targets that binary masks cannot give.
+
+    Raises:
+      DatasetError: Names the first such mask.
+    """
+    needing = [name for name in config.data.targets if name != "foreground"]
+    masks = [e for part in subsets.values() for e in part if e.kind == "mask"]
+    if needing and masks:
+        raise index.DatasetError(
+            f"{masks[0].truth[0]} is a binary mask, in which touching nuclei are one; "
+            f"{' and '.join(needing)} must be learned from label images. Use "
+            "--targets=foreground, or --truth=labels if there are any"
         )
 
 
@@ -183,7 +201,8 @@ def check_resumable(workdir: pathlib.Path, old: Config | None, new: Config) -> N
 def write_config(workdir: pathlib.Path, config: Config) -> None:
     """Writes the settings where people look for them; checkpoints hold them too."""
     text = json.dumps(config.to_dict(), indent=2)
-    (workdir / "config.json").write_text(text + "\n", encoding="utf-8")
+    with replacing(workdir / "config.json") as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def _pairs(old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:

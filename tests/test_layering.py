@@ -11,13 +11,21 @@ LIBRARY = ROOT / "nucseg_jax"
 # Part -> what it may import of nucseg_jax besides itself.
 ALLOWED = {
     "config": [],
+    "files": [],
     "data": ["config"],
     "network": ["config"],
-    "checkpoints": ["config", "network"],
-    "training": ["checkpoints", "config", "network", "evaluation.pixel_metrics"],
+    "checkpoints": ["config", "files", "network"],
+    "training": [
+        "checkpoints",
+        "config",
+        "evaluation.pixel_metrics",
+        "files",
+        "network",
+    ],
     "inference": [
         "checkpoints",
         "config",
+        "files",
         "network",
         "data.errors",
         "data.images",
@@ -25,7 +33,7 @@ ALLOWED = {
         "data.planes",
         "data.preprocessing",
     ],
-    "evaluation": ["config", "data", "inference"],
+    "evaluation": ["config", "data", "files", "inference"],
     # The face of the library names its homes lazily.
     "__init__": ["inference.segmenter"],
 }

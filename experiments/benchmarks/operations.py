@@ -142,7 +142,7 @@ def _upsampling(sizes: str, image: jax.Array, features: int) -> Case:
     return Case(f"upsampling with gradient, {sizes}", ours, theirs, (params, image))
 
 
-def _with_gradient(function: Callable[..., jax.Array]) -> Callable[..., Any]:
+def _with_gradient(function: Callable[..., Any]) -> Callable[..., Any]:
     def total(*args: Any) -> jax.Array:
         return jnp.sum(jnp.sin(function(*args).astype(jnp.float32)))
 

@@ -118,8 +118,8 @@ class _Epochs:
     def __len__(self) -> int:
         return sys.maxsize
 
-    def __getitem__(self, position: int) -> Sample:
-        epoch, place = divmod(position, len(self._prepared))
+    def __getitem__(self, index: int) -> Sample:
+        epoch, place = divmod(index, len(self._prepared))
         order = _shuffled(len(self._prepared), self._seed, epoch)
         return self._prepared[order[place]]
 

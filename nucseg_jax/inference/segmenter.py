@@ -39,6 +39,7 @@ _MANY_TILES = 16
 _CORE = 1024
 _HALO = 128
 _BAND_PIXELS = 1 << 22
+_PART_PIXELS = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -410,8 +411,15 @@ def _colour_reader(plane: Plane) -> scaling.ReadRegion:
 
     def look(rows: slice, columns: slice) -> np.ndarray:
         pixels = plane.read(rows, columns)[..., channels]
-        colours = to_rgb(pixels, name=plane.name, value_range=value_range)
-        return preprocessing.to_uint8(colours)
+        picture = np.empty((*pixels.shape[:2], 3), np.uint8)
+        # In parts, because floats of three channels take twelve times the memory.
+        step = max(_PART_PIXELS // pixels.shape[1], 1)
+        for top in range(0, len(pixels), step):
+            part = to_rgb(
+                pixels[top : top + step], name=plane.name, value_range=value_range
+            )
+            picture[top : top + step] = preprocessing.to_uint8(part)
+        return picture
 
     return look
 

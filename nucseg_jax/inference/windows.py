@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
+_PIECE = 256  # Rows that are handed on at a time.
+
 
 @dataclasses.dataclass(frozen=True)
 class Found:
@@ -69,18 +71,24 @@ def find_nuclei(
       them; both from top to bottom.
     """
     height, width = shape
-    canvas = _Canvas(width)
-    rest = iter(bands)
+    canvas = _Canvas(width, capacity=core + 2 * halo + _PIECE)
+    pieces = _cut_rows(bands)
     for first in range(0, height, core):
         last = min(first + core, height)
         is_lowest = last == height
         below = height if is_lowest else min(last + halo, height)
         while canvas.bottom < below:
-            canvas.extend(next(rest))
+            canvas.extend(next(pieces))
         rows = slice(max(first - halo, 0), below)
         for columns in _columns(width, core, halo):
             yield canvas.find(rows, columns, height, decode, halo)
-        yield canvas.settle(height if is_lowest else last - halo)
+        yield from canvas.settle(height if is_lowest else last - halo)
+
+
+def _cut_rows(bands: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    for band in bands:
+        for top in range(0, len(band), _PIECE):
+            yield band[top : top + _PIECE]
 
 
 def _columns(width: int, core: int, halo: int) -> Iterator[slice]:
@@ -90,26 +98,31 @@ def _columns(width: int, core: int, halo: int) -> Iterator[slice]:
 
 
 class _Canvas:
-    """The rows of the image that are neither settled nor still to come."""
+    """The rows of the image that are neither settled nor still to come.
 
-    def __init__(self, width: int):
+    Its memory is taken once: rows move up in it as others are settled.
+    """
+
+    def __init__(self, width: int, *, capacity: int):
         self._width = width
         self._top = 0
-        self._labels = np.zeros((0, width), np.int32)
-        self._probs: np.ndarray | None = None
+        self._count = 0
+        self._labels = np.zeros((capacity, width), np.int32)
+        self._probs = np.zeros((capacity, width, 0), np.float32)
         self._num_nuclei = 0
 
     @property
     def bottom(self) -> int:
         """The first row that has not come yet."""
-        return self._top + len(self._labels)
+        return self._top + self._count
 
     def extend(self, probs: np.ndarray) -> None:
         """Adds the next rows."""
-        empty = np.zeros(probs.shape[:2], np.int32)
-        self._labels = np.concatenate([self._labels, empty])
-        parts = [probs] if self._probs is None else [self._probs, probs]
-        self._probs = np.concatenate(parts)
+        if probs.shape[-1] != self._probs.shape[-1]:
+            shape = (*self._labels.shape, probs.shape[-1])
+            self._probs = np.empty(shape, np.float32)
+        self._probs[self._count : self._count + len(probs)] = probs
+        self._count += len(probs)
 
     def find(
         self,
@@ -120,7 +133,6 @@ class _Canvas:
         halo: int,
     ) -> Found:
         """Decodes one window and keeps what is new and whole."""
-        assert self._probs is not None
         here = (slice(rows.start - self._top, rows.stop - self._top), columns)
         probs, known = self._probs[here], self._labels[here]
         labels = decode(probs)
@@ -134,18 +146,22 @@ class _Canvas:
         self._num_nuclei += int(is_new.sum())
         added = np.where(known > 0, 0, ids[labels]).astype(np.int32)
         known += added
-        return Found(rows, columns, added, probs)
+        # A copy: the rows will move.
+        return Found(rows, columns, added, probs.copy())
 
-    def settle(self, until: int) -> Settled:
-        """Gives away the rows above `until`."""
-        assert self._probs is not None
-        count = max(until - self._top, 0)
-        settled = Settled(self._top, self._labels[:count], self._probs[:count])
-        self._top += count
-        # Copies, so that the rows given away are not kept in memory.
-        self._labels = self._labels[count:].copy()
-        self._probs = self._probs[count:].copy()
-        return settled
+    def settle(self, until: int) -> Iterator[Settled]:
+        """Gives away the rows above `until`, a few at a time."""
+        settled = max(until - self._top, 0)
+        for first in range(0, settled, _PIECE):
+            rows = slice(first, min(first + _PIECE, settled))
+            yield Settled(
+                self._top + first, self._labels[rows].copy(), self._probs[rows].copy()
+            )
+        kept = self._count - settled
+        self._labels[:kept] = self._labels[settled : self._count]
+        self._labels[kept:] = 0
+        self._probs[:kept] = self._probs[settled : self._count]
+        self._top, self._count = self._top + settled, kept
 
 
 def _uncovered(labels: np.ndarray, known: np.ndarray) -> np.ndarray:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 import tensorboardX
 
+from nucseg_jax.files import replacing
+
 Row = dict[str, float]
 
 
@@ -52,9 +54,10 @@ def read_history(path: str | pathlib.Path) -> list[Row]:
 
 
 def _write(path: pathlib.Path, rows: list[Row]) -> None:
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "w", newline="", encoding="utf-8") as file:
+    with (
+        replacing(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(temporary, path)

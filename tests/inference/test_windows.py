@@ -118,4 +118,5 @@ def test_memory_holds_a_few_rows():
     for item in windows.find_nuclei(bands, mask.shape, watching, core=50, halo=5):
         if isinstance(item, windows.Settled):
             assert len(item.labels) <= 60
+            assert item.labels.base is None and item.probs.base is None
     assert max(sizes) <= 60
