@@ -93,6 +93,7 @@ def main() -> int:
     folder = pathlib.Path(_OUTPUT.value)
     segmenter = create_segmenter()
     results.check_settings(folder, settings())
+    outputs.remove_leftovers(folder)
     print(start_device())
     outcomes = segment_all(jobs, segmenter, folder, options)
     failed = [outcome for outcome in outcomes if outcome.error]

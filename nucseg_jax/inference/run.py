@@ -9,6 +9,7 @@ import dataclasses
 import os
 import pathlib
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 from nucseg_jax.data.errors import ImageError
@@ -214,9 +215,9 @@ class _Run:
             plane = dataclasses.replace(plane, pixel_size=self._options.pixel_size)
         scale = self._options.scale or self._segmenter.choose_scale(plane.pixel_size)
         info = _describe(job, plane, self._segmenter.targets)
-        count = 0
+        count, started = 0, time.perf_counter()
         with outputs.create_writers(
-            self._options.save, self._output, name, info
+            self._options.save, self._output, name, info, started=started
         ) as writers:
             for item in self._segmenter.stream(plane, scale=scale):
                 if isinstance(item, Window):

@@ -5,7 +5,7 @@ that no output needs the whole of a huge image in memory. The report is in `page
 which draws with matplotlib and so takes longer to import than the rest.
 """
 
-from nucseg_jax.inference.outputs.files import remove_leftovers, replacing
+from nucseg_jax.files import remove_leftovers, replacing
 from nucseg_jax.inference.outputs.pictures import (
     OUTLINE_COLOUR,
     mask_picture,

@@ -16,9 +16,9 @@ import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from nucseg_jax.files import replacing
 from nucseg_jax.inference.measurements import MICROMETRES, PIXELS
 from nucseg_jax.inference.outputs import charts
-from nucseg_jax.inference.outputs.files import replacing
 from nucseg_jax.inference.outputs.style import CSS
 from nucseg_jax.inference.outputs.summaries import read_summaries
 from nucseg_jax.inference.outputs.tables import MEGAPIXEL

@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import skimage.segmentation
 
-from nucseg_jax.inference.outputs.files import replacing
+from nucseg_jax.files import replacing
 
 OUTLINE_COLOUR = (255, 214, 0)  # Yellow: seen on black, on gray and on purple stain.
 

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from nucseg_jax.inference.outputs.files import TEXT, replacing
+from nucseg_jax.files import TEXT, replacing
 
 TABLES = "tables"
 # What `summary.csv` takes over from summaries, after the image's name.

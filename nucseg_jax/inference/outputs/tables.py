@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from nucseg_jax.files import TEXT
 from nucseg_jax.inference.measurements import MICROMETRES, PIXELS
-from nucseg_jax.inference.outputs.files import TEXT
 from nucseg_jax.inference.outputs.nuclei import NucleiSource
 from nucseg_jax.inference.outputs.writer import Writer
 from nucseg_jax.inference.streams import PlaneInfo, Window

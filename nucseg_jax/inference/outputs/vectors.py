@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import roifile
 
+from nucseg_jax.files import TEXT
 from nucseg_jax.inference.measurements import MICROMETRES
-from nucseg_jax.inference.outputs.files import TEXT
 from nucseg_jax.inference.outputs.outlines import Outline, Polygon, Ring
 from nucseg_jax.inference.outputs.writer import Writer
 from nucseg_jax.inference.streams import Window

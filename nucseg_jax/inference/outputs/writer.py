@@ -8,7 +8,7 @@ import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
-from nucseg_jax.inference.outputs import files
+from nucseg_jax import files
 from nucseg_jax.inference.outputs.nuclei import NucleiSource
 from nucseg_jax.inference.streams import Band, PlaneInfo, Window
 

@@ -8,8 +8,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from nucseg_jax import files
 from nucseg_jax.inference import outputs
-from nucseg_jax.inference.outputs import files
 
 PIXELS = np.arange(35, dtype=np.uint8).reshape(5, 7)
 
