@@ -42,7 +42,8 @@ _OUTPUT = shared.output("Folder for the results.", required=False)
 _MODE = shared.mode()
 _THRESHOLD = shared.threshold(
     "Least probability of a nucleus, for the pixel metrics; evaluation also takes "
-    "'tuned', for the one of highest pixel IoU on val."
+    "'tuned', for the one of highest pixel IoU on val.",
+    default="0.5",
 )
 _SCORE_SIZE = flags.DEFINE_integer(
     "score_size", 0, "Score at this square size, pixels; 0 = at each image's own."

@@ -52,9 +52,14 @@ def mode() -> flags.FlagHolder:
     return _once(flags.DEFINE_enum, "mode", "accurate", ["accurate", "fast"], meaning)
 
 
-def threshold(meaning: str) -> flags.FlagHolder:
+def threshold(meaning: str, default: str) -> flags.FlagHolder:
     """Asks for the flag --threshold."""
-    return _once(flags.DEFINE_string, "threshold", "0.5", meaning)
+    return _once(flags.DEFINE_string, "threshold", default, meaning)
+
+
+def pixel_size(meaning: str) -> flags.FlagHolder:
+    """Asks for the flag --pixel_size, which is a setting of training, too."""
+    return _once(flags.DEFINE_float, "pixel_size", 0.0, meaning)
 
 
 def parse_threshold(text: str) -> float:

@@ -42,8 +42,8 @@ _SAVE = flags.DEFINE_list(
     + "; ".join(f"{product.name} ({product.help})" for product in outputs.PRODUCTS),
 )
 _MODE = shared.mode()
-_THRESHOLD = flags.DEFINE_string(
-    "threshold", "", "Least probability of a nucleus's pixels; empty = as tuned."
+_THRESHOLD = shared.threshold(
+    "Least probability of a nucleus's pixels; empty = as tuned.", default=""
 )
 _TTA = flags.DEFINE_enum(
     "tta", "1", ["1", "8"], "Views to average: 8 = all flips and quarter turns."
@@ -54,8 +54,8 @@ _SCALE = flags.DEFINE_float(
     "Resize images by this factor for the network, where they were taken at another "
     "magnification than the training images; 0 = by the pixel sizes, where known.",
 )
-_PIXEL_SIZE = flags.DEFINE_float(
-    "pixel_size", 0.0, "Micrometres a pixel; 0 = as each file says, if it does."
+_PIXEL_SIZE = shared.pixel_size(
+    "Micrometres a pixel; 0 = as each file says, if it does."
 )
 _CHANNEL = flags.DEFINE_string(
     "channel",
