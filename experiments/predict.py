@@ -10,6 +10,7 @@ stopped. Parts of a large folder may run on many machines at once: see --num_sha
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import sys
@@ -31,6 +32,7 @@ from nucseg_jax.inference.run import (
     select_shard,
 )
 from nucseg_jax.inference.segmenter import Segmenter, load_segmenter
+from nucseg_jax.inference.streams import PlaneInfo
 
 _CHECKPOINT = shared.checkpoint()
 _INPUT = shared.source("Image, or folder searched with its subfolders.")
@@ -147,13 +149,39 @@ def segment_all(
 ) -> list[Outcome]:
     """Segments under a progress bar, up to the first error if that is asked for."""
     outcomes = []
-    with tqdm.tqdm(total=len(jobs), desc="segmenting", unit="image") as bar:
-        for outcome in segment_files(jobs, segmenter, folder, options):
+    with (
+        tqdm.tqdm(total=len(jobs), desc="segmenting", unit="file") as bar,
+        contextlib.closing(
+            segment_files(
+                jobs, segmenter, folder, options, tell_progress=RowBars().show
+            )
+        ) as results_of_jobs,
+    ):
+        for outcome in results_of_jobs:
             outcomes.append(outcome)
             bar.update()
             if outcome.error and _ON_ERROR.value == "stop":
                 break
     return outcomes
+
+
+class RowBars:
+    """A progress bar for each image that takes more than one step."""
+
+    def __init__(self):
+        self._bars: dict[str, tqdm.tqdm] = {}
+
+    def show(self, info: PlaneInfo, rows: int) -> None:
+        """Shows that the first `rows` rows of an image are done."""
+        bar = self._bars.get(info.name)
+        if bar is None:
+            if rows == info.height:
+                return
+            bar = tqdm.tqdm(total=info.height, desc=info.name, unit="row", leave=False)
+            self._bars[info.name] = bar
+        bar.update(rows - bar.n)
+        if rows == info.height:
+            self._bars.pop(info.name).close()
 
 
 def tell(outcomes: list[Outcome], failed: list[Outcome], folder: pathlib.Path) -> int:

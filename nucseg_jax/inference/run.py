@@ -10,7 +10,7 @@ import os
 import pathlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 from nucseg_jax.data.errors import ImageError
 from nucseg_jax.data.planes import ZARR_SUFFIX, Plane, can_open, open_planes
@@ -124,7 +124,9 @@ def segment_files(
     segmenter: Segmenter,
     output: str | os.PathLike,
     options: Options,
-) -> Iterator[Outcome]:
+    *,
+    tell_progress: Callable[[PlaneInfo, int], None] = lambda info, rows: None,
+) -> Generator[Outcome, None, None]:
     """Segments files and writes their products; finished ones are skipped.
 
     A file that cannot be read does not end the run: its outcome tells why. One that
@@ -135,6 +137,8 @@ def segment_files(
       segmenter: The trained network.
       output: Folder for the products.
       options: What to do with each.
+      tell_progress: Called with a plane and the number of its rows that are done, in
+        any thread; more than once for large planes.
 
     Yields:
       One outcome a job, in their order.
@@ -142,7 +146,7 @@ def segment_files(
     Raises:
       OSError: If a result cannot be written.
     """
-    run = _Run(segmenter, pathlib.Path(output), options)
+    run = _Run(segmenter, pathlib.Path(output), options, tell_progress)
     yield from _map_ahead(run.segment_file, jobs)
 
 
@@ -166,8 +170,15 @@ def _map_ahead(
 class _Run:
     """What all files of a run share; its methods may run in several threads."""
 
-    def __init__(self, segmenter: Segmenter, output: pathlib.Path, options: Options):
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        output: pathlib.Path,
+        options: Options,
+        tell_progress: Callable[[PlaneInfo, int], None],
+    ):
         self._segmenter = segmenter
+        self._tell_progress = tell_progress
         self._output = output
         self._options = options
         self._one_large_plane = threading.Lock()
@@ -225,6 +236,7 @@ class _Run:
                     writers.add_window(item)
                 else:
                     writers.add_band(item)
+                    self._tell_progress(info, item.top + len(item.labels))
         return count
 
 

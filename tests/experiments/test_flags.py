@@ -259,3 +259,11 @@ def test_a_stray_argument_is_refused(tmp_path):
     assert result.returncode == 1
     assert "unexpected argument: stray" in result.stdout + result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_slurm_array_job_names_the_shard(load_program, absl_flags, monkeypatch):
+    """Array jobs need not begin at zero."""
+    for name, value in (("ID", "7"), ("COUNT", "4"), ("MIN", "5")):
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
+    load_program("predict", "--checkpoint=c", "--input=i", "--output=o")
+    assert (absl_flags.num_shards, absl_flags.shard_index) == (4, 2)

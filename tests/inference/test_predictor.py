@@ -131,3 +131,38 @@ def test_a_shape_is_traced_once():
     for side in (4, 5, 4, 5, 4):
         predict(np.zeros((1, side, side, 3), np.float32))
     assert model.num_traces == 2
+
+
+def test_averaging_views_is_the_mean_of_the_turned_predictions(model, variables):
+    images = np.random.default_rng(5).random((2, 16, 16, 3), np.float32)
+    predict = make_predict_fn(model, variables)
+    expected = np.zeros((2, 16, 16, 1))
+    for turns in range(4):
+        for mirrored in (images, images[:, :, ::-1]):
+            turned = np.asarray(predict(np.rot90(mirrored, turns, axes=(1, 2))))
+            back = np.rot90(turned, -turns, axes=(1, 2))
+            expected += back if mirrored is images else back[:, :, ::-1]
+    averaged = make_predict_fn(model, variables, tta=8)(images)
+    np.testing.assert_allclose(averaged, expected / 8, atol=1e-6)
+    assert np.abs(averaged - predict(images)).max() > 1e-4
+
+
+def test_averaged_views_follow_a_turned_image(model, variables):
+    """Whichever way the image lies, the result is the same, lying that way."""
+    predict = make_predict_fn(model, variables, tta=8)
+    image = np.random.default_rng(6).random((1, 16, 16, 3), np.float32)
+    result = np.asarray(predict(image))
+    turned = np.asarray(predict(np.rot90(image, 1, axes=(1, 2))))
+    np.testing.assert_allclose(turned, np.rot90(result, 1, axes=(1, 2)), atol=1e-6)
+    mirrored = np.asarray(predict(image[:, ::-1]))
+    np.testing.assert_allclose(mirrored, result[:, ::-1], atol=1e-6)
+
+
+def test_views_of_an_image_that_is_no_square(model, variables, images):
+    predict = make_predict_fn(model, variables, tta=8)
+    assert predict(images).shape == (2, 16, 12, 1)
+
+
+def test_there_are_one_or_eight_views(model, variables):
+    with pytest.raises(ValueError, match="tta is 4; choose 1 or 8"):
+        make_predict_fn(model, variables, tta=4)

@@ -255,6 +255,21 @@ def test_few_files_are_open_ahead_of_the_results_taken(segmenter, network, tmp_p
     assert network.calls < 10
 
 
+def test_progress_is_told_until_the_last_row(folder, segmenter, tmp_path):
+    told = []
+    jobs = find_jobs(folder / "a.png")
+    list(
+        segment_files(
+            jobs,
+            segmenter,
+            tmp_path / "out",
+            options(),
+            tell_progress=lambda info, rows: told.append((info.name, rows)),
+        )
+    )
+    assert told == [("a.png", 20)]
+
+
 def test_pixel_size_and_scale_are_passed_on(segmenter, network, tmp_path):
     PIL.Image.fromarray(disc_image(100, seed=1)[0]).save(tmp_path / "a.png")
     run(tmp_path / "a.png", segmenter, tmp_path / "out", pixel_size=0.5, scale=0.5)

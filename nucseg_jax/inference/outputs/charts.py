@@ -53,7 +53,7 @@ def draw_areas(bins: Mapping[int, int], unit: str) -> str:
     axes.stairs(bars, edges, fill=True, color=_ACCENT)
     axes.set_xscale("log")
     decades = math.log10(edges[-1] / edges[0])
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 3 else (1,)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1,)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     return _to_svg(figure)
