@@ -265,7 +265,7 @@ class Segmenter:
         """
         grid = self._plan(shape)
         tiles = (self._predict_tile(read, shape, grid, place) for place in grid.tiles)
-        for top, probs in tiling.stitch(grid, tiles):
+        for top, probs in tiling.stitch(grid, _fetch_behind(tiles)):
             yield probs[: max(shape[0] - top, 0), : shape[1]]
 
     def _plan(self, shape: tuple[int, int]) -> tiling.Grid:
@@ -297,7 +297,7 @@ class Segmenter:
         shape: tuple[int, int],
         grid: tiling.Grid,
         place: tuple[int, int],
-    ) -> np.ndarray:
+    ) -> jax.Array:
         """Reads, mirrors beyond the image's end, predicts: float32 [tile, tile, T]."""
         sides = (grid.rows.tile, grid.columns.tile)
         stops = [min(p + n, end) for p, n, end in zip(place, sides, shape, strict=True)]
@@ -306,7 +306,18 @@ class Segmenter:
         missing = [n - have for n, have in zip(sides, image_u8.shape, strict=False)]
         padding = [(0, n) for n in missing] + [(0, 0)]
         padded = np.pad(image_u8, padding, mode="symmetric")
-        return np.asarray(self._predict_fn(preprocessing.to_float(padded)[None]))[0]
+        return self._predict_fn(preprocessing.to_float(padded)[None])[0]
+
+
+def _fetch_behind(tiles: Iterator[jax.Array]) -> Iterator[np.ndarray]:
+    """Fetches each tile after the next one was sent off, so that no device waits."""
+    previous = None
+    for tile in tiles:
+        if previous is not None:
+            yield np.asarray(previous)
+        previous = tile
+    if previous is not None:
+        yield np.asarray(previous)
 
 
 def load_segmenter(
