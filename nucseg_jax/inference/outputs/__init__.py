@@ -9,7 +9,6 @@ from nucseg_jax.files import remove_leftovers, replacing
 from nucseg_jax.inference.outputs.pictures import (
     OUTLINE_COLOUR,
     mask_picture,
-    overlay_picture,
     probability_picture,
     stretch_contrast,
     write_png,
@@ -40,7 +39,6 @@ __all__ = [
     "is_finished",
     "mask_picture",
     "merge_tables",
-    "overlay_picture",
     "probability_picture",
     "read_summaries",
     "remove_leftovers",

@@ -6,7 +6,6 @@ import pathlib
 
 import numpy as np
 import PIL.Image
-import skimage.segmentation
 
 from nucseg_jax.files import replacing
 
@@ -41,22 +40,6 @@ def probability_picture(probs: np.ndarray) -> np.ndarray:
     """Turns probabilities [H, W] to uint8, 255 = certain."""
     scaled = probs * 255
     return np.round(scaled, out=scaled).astype(np.uint8)
-
-
-def overlay_picture(image: np.ndarray, label_image: np.ndarray) -> np.ndarray:
-    """Draws the outlines of nuclei over an image, stretched to its own contrast.
-
-    Args:
-      image: float32 [H, W, 3] in [0, 1].
-      label_image: int32 [H, W].
-
-    Returns:
-      uint8 [H, W, 3].
-    """
-    picture = np.round(stretch_contrast(image) * 255).astype(np.uint8)
-    outlines = skimage.segmentation.find_boundaries(label_image, mode="inner")
-    picture[outlines] = OUTLINE_COLOUR
-    return picture
 
 
 def stretch_contrast(image: np.ndarray) -> np.ndarray:

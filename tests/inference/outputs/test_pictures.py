@@ -67,20 +67,6 @@ def test_probability_picture_rounds_to_the_nearest_of_256_steps():
     np.testing.assert_array_equal(picture, [[0, 0, 1, 128, 254, 255, 255]])
 
 
-def test_overlay_outlines_each_nucleus_and_changes_nothing_else():
-    image = np.repeat(RNG.random((12, 14, 1), np.float32), 3, axis=-1)
-    labels = np.zeros((12, 14), np.int32)
-    labels[2:9, 2:7], labels[2:9, 7:12] = 1, 2  # They touch.
-    picture = outputs.overlay_picture(image, labels)
-    inside = np.zeros((12, 14), bool)
-    inside[3:8, 3:6] = inside[3:8, 8:11] = True
-    outline = (labels > 0) & ~inside
-    assert picture.dtype == np.uint8
-    assert (picture[outline] == outputs.OUTLINE_COLOUR).all()
-    expected = outputs.stretch_contrast(image) * 255
-    np.testing.assert_allclose(picture[~outline], expected[~outline], atol=0.51)
-
-
 def test_stretch_brings_a_dim_image_to_the_full_range():
     dim = 0.1 + 0.01 * RNG.random((50, 40, 3), np.float32)
     bright = outputs.stretch_contrast(dim)
