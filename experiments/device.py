@@ -10,6 +10,8 @@ import shutil
 
 import jax
 
+from nucseg_jax.network import onednn
+
 
 def start_device() -> str:
     """Turns on the compilation cache and returns `describe_device`'s line."""
@@ -25,9 +27,18 @@ def describe_device() -> str:
         kind = (
             f"CPU, {len(os.sched_getaffinity(0))} cores" if _has_affinity() else "CPU"
         )
-    line = f"device: {len(devices)} x {kind} (jax {jax.__version__})"
+    details = f"jax {jax.__version__}"
+    if devices[0].platform == "cpu":
+        details += f", {_kernels()}"
+    line = f"device: {len(devices)} x {kind} ({details})"
     warning = idle_gpu()
     return f"{line}\nWARNING: {warning}" if warning else line
+
+
+def _kernels() -> str:
+    """Says whose convolutions a CPU runs, and why if they are the slower ones."""
+    reason = onednn.why_not()
+    return f"convolutions by XLA: {reason}" if reason else "convolutions by oneDNN"
 
 
 def idle_gpu() -> str:

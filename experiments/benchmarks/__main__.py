@@ -32,8 +32,14 @@ from nucseg_jax.data.index import load_subsets
 
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["2"], "Batch sizes to measure.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed repeats; the median is quoted.")
+_STEPS = flags.DEFINE_integer(
+    "steps", 3, "Runs of each repeat, after two to warm up; the fastest counts."
+)
 _PEER = flags.DEFINE_string(
-    "peer", "", "Command of a peer that takes --batch, --features, --size, --dtype."
+    "peer",
+    "",
+    "Command of a peer that takes --batch, --features, --size, --dtype and --steps; of "
+    "so many runs, after two to warm up, it tells the fastest.",
 )
 _PARTS = flags.DEFINE_list(
     "parts",
@@ -90,7 +96,7 @@ def measure_network(config: Config, batch_size: int) -> list[dict]:
     theirs: dict[str, list[float]] = {"train": [], "infer": []}
     for _ in tqdm.trange(_REPEATS.value, desc=f"batch {batch_size}", unit="repeat"):
         for name, (run, _) in timers.items():
-            ours[name].append(run() / batch_size)
+            ours[name].append(measure.fastest(run, _STEPS.value) / batch_size)
         if _PEER.value:
             peer = ask_peer(config, batch_size)
             for name in theirs:
@@ -109,6 +115,7 @@ def ask_peer(config: Config, batch_size: int) -> dict:
         features=config.model.features,
         size=config.data.size,
         dtype=config.model.dtype,
+        steps=_STEPS.value,
     )
 
 

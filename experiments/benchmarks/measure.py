@@ -73,6 +73,13 @@ def inference_timer(
     return run, about
 
 
+def fastest(run: Callable[[], float], steps: int) -> float:
+    """Warms up by two runs, as long idling cools caches, and times the fastest."""
+    for _ in range(2):
+        run()
+    return min(run() for _ in range(steps))
+
+
 def loader_rate(
     config: Config, examples: list[index.Example], num_workers: int, seconds: float
 ) -> float:

@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from nucseg_jax.network import convolution
+from nucseg_jax.network import convolution, products
 
 _NUMBERS = ("NHWC", "HWIO", "NHWC")
 
@@ -91,9 +91,13 @@ def _plain(image: jax.Array, kernel: jax.Array) -> jax.Array:
     )
 
 
+def _without_bias(images: tuple[jax.Array, ...], kernel: jax.Array) -> jax.Array:
+    return convolution.convolve(images, kernel, jnp.zeros_like(kernel[0, 0, 0]))
+
+
 def _convolution(sizes: str, image: jax.Array, kernel: jax.Array) -> Case:
     def ours(image: jax.Array, kernel: jax.Array) -> jax.Array:
-        return convolution.convolve((image,), kernel)
+        return _without_bias((image,), kernel)
 
     return Case(f"convolution, {sizes}", ours, _plain, (image, kernel))
 
@@ -102,7 +106,7 @@ def _kernel_gradient(
     sizes: str, image: jax.Array, kernel: jax.Array, grad: jax.Array
 ) -> Case:
     def ours(image: jax.Array, kernel: jax.Array, grad: jax.Array) -> jax.Array:
-        return convolution.kernel_gradient((image,), grad)
+        return products.kernel_gradient((image,), grad)
 
     def plain(image: jax.Array, kernel: jax.Array, grad: jax.Array) -> jax.Array:
         return jax.vjp(lambda k: _plain(image, k), kernel)[1](grad)[0]
@@ -121,7 +125,7 @@ def _joined(sizes: str, image: jax.Array, number: int) -> Case:
         return _plain(jnp.concatenate(images, axis=-1), kernel)
 
     name = f"convolution of {number} inputs, {sizes}"
-    return Case(name, convolution.convolve, plain, (images, kernel))
+    return Case(name, _without_bias, plain, (images, kernel))
 
 
 def _pooling(sizes: str, image: jax.Array) -> Case:

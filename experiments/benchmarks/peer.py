@@ -12,18 +12,25 @@ class PeerError(OSError):
 
 
 def run_peer(
-    command: str, *, batch_size: int, features: tuple[int, ...], size: int, dtype: str
+    command: str,
+    *,
+    batch_size: int,
+    features: tuple[int, ...],
+    size: int,
+    dtype: str,
+    steps: int,
 ) -> dict[str, float | str]:
     """Runs the peer once and returns the JSON object that it prints last.
 
     Args:
       command: Program and first arguments, for example "python torch_unetpp.py". It
-        must take --batch, --features, --size and --dtype, and print
+        must take --batch, --features, --size, --dtype and --steps, and print
         infer_s_per_image and train_s_per_image.
       batch_size: Images a batch.
       features: Channels of each level.
       size: Side of the images, pixels.
       dtype: "float32" or "bfloat16".
+      steps: Of how many runs the peer tells the fastest.
 
     Raises:
       PeerError: If it fails or prints no JSON.
@@ -33,6 +40,7 @@ def run_peer(
         "--features": ",".join(map(str, features)),
         "--size": str(size),
         "--dtype": dtype,
+        "--steps": str(steps),
     }
     full = [
         *shlex.split(command),

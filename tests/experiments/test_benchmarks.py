@@ -26,9 +26,12 @@ def peer(tmp_path):
 
 
 def test_peer_gets_the_same_task_and_its_last_line_counts(peer):
-    result = run_peer(peer, batch_size=3, features=(2, 4), size=32, dtype="bfloat16")
+    result = run_peer(
+        peer, batch_size=3, features=(2, 4), size=32, dtype="bfloat16", steps=7
+    )
     assert result["arguments"] == [
-        *("--batch", "3", "--features", "2,4", "--size", "32", "--dtype", "bfloat16")
+        *("--batch", "3", "--features", "2,4", "--size", "32", "--dtype", "bfloat16"),
+        *("--steps", "7"),
     ]
     assert result["train_s_per_image"] == 2000.0
 
@@ -36,7 +39,9 @@ def test_peer_gets_the_same_task_and_its_last_line_counts(peer):
 def test_a_peer_that_fails_says_why():
     command = f"{sys.executable} -c \"raise SystemExit('no such module')\""
     with pytest.raises(PeerError, match="no such module"):
-        run_peer(command, batch_size=1, features=(2, 4), size=32, dtype="float32")
+        run_peer(
+            command, batch_size=1, features=(2, 4), size=32, dtype="float32", steps=1
+        )
 
 
 def test_the_program_measures_beside_the_peer(peer, tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from jax import lax
 from jax.test_util import check_grads
 
-from nucseg_jax.network import convolution
+from nucseg_jax.network import convolution, onednn
 
 # Batch, height, width, channels of each input, features: more and fewer features than
 # channels, blocks of rows and of whole images, sizes that few numbers divide.
@@ -21,6 +21,17 @@ CASES = {
 }
 
 
+@pytest.fixture(params=["oneDNN", "XLA"], autouse=True)
+def way(request, monkeypatch):
+    """Both ways that a CPU may go."""
+    if request.param == "XLA":
+        monkeypatch.setattr(onednn, "supports", lambda dtype: False)
+    elif not onednn.supports("float32"):
+        pytest.skip(onednn.why_not())
+    yield
+    jax.clear_caches()
+
+
 def draw(case, dtype=np.float32):
     batch, height, width, channels, features = CASES[case]
     rng = np.random.default_rng(0)
@@ -30,12 +41,13 @@ def draw(case, dtype=np.float32):
     kernel = (
         rng.normal(size=(3, 3, sum(channels), features)) / (9 * sum(channels)) ** 0.5
     )
-    return inputs, jnp.asarray(kernel, dtype)
+    bias = rng.normal(size=features)
+    return inputs, jnp.asarray(kernel, dtype), jnp.asarray(bias, dtype)
 
 
-def plain(inputs, kernel):
+def plain(inputs, kernel, bias):
     """XLA's own convolution of the concatenation, differentiated by XLA."""
-    return lax.conv_general_dilated(
+    result = lax.conv_general_dilated(
         jnp.concatenate(inputs, axis=-1),
         kernel,
         (1, 1),
@@ -43,96 +55,51 @@ def plain(inputs, kernel):
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         precision="highest",
     )
+    return result + bias[None, None, None]
 
 
-def gradients(function, inputs, kernel):
-    def weighted(inputs, kernel):
-        result = function(inputs, kernel).astype(jnp.float32)
+def gradients(function, *args):
+    def weighted(*args):
+        result = function(*args).astype(jnp.float32)
         return jnp.sum(result * jnp.cos(jnp.arange(result.size)).reshape(result.shape))
 
-    return jax.jit(jax.grad(weighted, argnums=(0, 1)))(inputs, kernel)
+    return jax.jit(jax.grad(weighted, argnums=(0, 1, 2)))(*args)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_convolution_equals_that_of_xla(case):
-    inputs, kernel = draw(case)
-    result = jax.jit(convolution.convolve)(inputs, kernel)
-    np.testing.assert_allclose(result, plain(inputs, kernel), atol=1e-5)
+    args = draw(case)
+    result = jax.jit(convolution.convolve)(*args)
+    np.testing.assert_allclose(result, plain(*args), atol=1e-5)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_equal_those_of_xla(case):
-    inputs, kernel = draw(case)
-    ours = gradients(convolution.convolve, inputs, kernel)
-    theirs = gradients(plain, inputs, kernel)
+    args = draw(case)
+    ours = gradients(convolution.convolve, *args)
+    theirs = gradients(plain, *args)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()) + 1e-5)
 
 
 def test_gradients_are_those_of_the_value():
-    inputs, kernel = draw("odd sizes")
-    check_grads(
-        convolution.convolve, (inputs, kernel), order=1, modes=["rev"], eps=1e-2
-    )
+    args = draw("odd sizes")
+    check_grads(convolution.convolve, args, order=1, modes=["rev"], eps=1e-2)
 
 
 @pytest.mark.parametrize("case", ["several inputs", "more features than channels"])
 def test_bfloat16_is_rounded_once_not_summed_in_bfloat16(case):
-    inputs, kernel = draw(case, jnp.bfloat16)
-    exact = [jax.tree.map(lambda a: a.astype(jnp.float32), x) for x in (inputs, kernel)]
-    result = jax.jit(convolution.convolve)(inputs, kernel)
+    args = draw(case, jnp.bfloat16)
+    exact = [jax.tree.map(lambda a: a.astype(jnp.float32), x) for x in args]
+    result = jax.jit(convolution.convolve)(*args)
     assert result.dtype == jnp.bfloat16
     np.testing.assert_allclose(
         result.astype(jnp.float32), plain(*exact), atol=0.03, rtol=0.02
     )
-    grad = gradients(convolution.convolve, inputs, kernel)[1]
+    grad = gradients(convolution.convolve, *args)[1]
     expected = gradients(plain, *exact)[1]
     scale = float(jnp.abs(expected).max())
     np.testing.assert_allclose(grad.astype(jnp.float32), expected, atol=0.02 * scale)
-
-
-def test_one_pixel_kernel_gradient_by_hand():
-    """A single bright pixel meets the gradient of its neighbours, one a tap."""
-    image = jnp.zeros((1, 5, 5, 1)).at[0, 2, 2, 0].set(1.0)
-    grad = jnp.arange(25.0).reshape(1, 5, 5, 1)
-    result = convolution.kernel_gradient((image,), grad)[..., 0, 0]
-    expected = grad[0, 1:4, 1:4, 0][::-1, ::-1]
-    np.testing.assert_array_equal(result, expected)
-
-
-@pytest.mark.parametrize(
-    "shape", [(2, 256, 256, 64), (10, 16, 16, 1024), (3, 7, 11, 5), (2, 512, 8, 32)]
-)
-def test_blocks_are_the_whole_in_order(shape):
-    """Put one after the other, the blocks are the batch; each window has its border."""
-    blocks = convolution._Blocks(shape, 4)
-    image = np.arange(np.prod(shape[:3]), dtype=np.float32).reshape(*shape[:3], 1)
-    padded = np.pad(image, [(0, 0), (1, 1), (1, 1), (0, 0)])
-    parts = [blocks.part(image, k) for k in range(blocks.number)]
-    np.testing.assert_array_equal(np.concatenate(parts, None), image.ravel())
-    for k, part in enumerate(parts):
-        window = blocks.window(padded, k)
-        np.testing.assert_array_equal(window[:, 1:-1, 1:-1], part)
-
-
-@pytest.mark.parametrize(
-    "dtype, tolerance", [(jnp.float32, 1e-5), (jnp.bfloat16, 0.02)]
-)
-@pytest.mark.parametrize("shape", [(3, 16, 16, 6), (5, 8, 12, 96), (2, 64, 64, 256)])
-def test_products_are_the_convolution(shape, dtype, tolerance):
-    """Small images take the way of matrix products, in blocks; XLA's is the truth."""
-    rng = np.random.default_rng(0)
-    image = jnp.asarray(rng.normal(size=shape), dtype)
-    kernel = jnp.asarray(rng.normal(size=(3, 3, shape[-1], 7)), dtype)
-    expected = convolution._direct(
-        image.astype(jnp.float32), kernel.astype(jnp.float32)
-    )
-    result = convolution._by_products(image, kernel)
-    assert result.dtype == dtype
-    scale = float(jnp.abs(expected).max())
-    np.testing.assert_allclose(
-        result.astype(jnp.float32), expected, atol=tolerance * scale
-    )
 
 
 @pytest.mark.parametrize(
@@ -181,3 +148,19 @@ def test_pooling_takes_maxima_and_shares_the_gradient_of_equals():
     np.testing.assert_array_equal(grad(jnp.ones((1, 2, 2, 1))), 0.25)
     plain_grad = jax.grad(lambda x: nn.max_pool(x, (2, 2), strides=(2, 2)).sum())
     np.testing.assert_array_equal(grad(image), plain_grad(image))
+
+
+def test_upsampling_has_the_gradients_of_the_transposed_convolution():
+    rng = np.random.default_rng(0)
+    shapes = (2, 5, 6, 4), (2, 2, 4, 3), (3,)
+    args = [jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes]
+
+    def transposed(image, kernel, bias):
+        return (
+            lax.conv_transpose(image, kernel, (2, 2), "SAME") + bias[None, None, None]
+        )
+
+    ours = gradients(convolution.upsample, *args)
+    theirs = gradients(transposed, *args)
+    for a, b in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-5)
