@@ -165,7 +165,7 @@ def machine(config: Config) -> dict:
     return {
         "device": describe_device(),
         "cores": os.cpu_count(),
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
         "python": platform.python_version(),
         "jax": jax.__version__,
         "product_gflop_per_s_float32": measure.product_peak(jnp.float32) / 1e9,
@@ -173,6 +173,19 @@ def machine(config: Config) -> dict:
         "peer": _PEER.value,
         "config": config.to_dict(),
     }
+
+
+def processor() -> str:
+    """Names the processor, as far as the system tells."""
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1] for line in lines if line.startswith("model name")]
+    families = [
+        line.split(":", 1)[1] for line in lines if line.startswith("cpu family")
+    ]
+    if not names:
+        return platform.processor() or platform.machine()
+    return f"{names[0].strip()}, family{families[0]}" if families else names[0].strip()
 
 
 def format_table(rows: list[dict]) -> str:
