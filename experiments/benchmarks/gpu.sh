@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
 # Measures everything that needs a GPU, in one go and within ten minutes, and leaves the
 # results in the folder given as the first argument (default: runs/gpu). The second is
-# the peer's command, if there is one. Works on a CPU too, with smaller sizes:
+# the peer's command and the third the folder of the Bowl's 670 images, for the original's
+# whole training; without it, that trains on the sample. The loader's rate is measured,
+# too. Works on a CPU, with smaller sizes:
 #   PYTHON=.venv/bin/python SMALL=1 experiments/benchmarks/gpu.sh runs/rehearsal
 set -uo pipefail
 cd "$(dirname "$0")/../.."
 out=${1:-runs/gpu}
 peer=${2:-}
+data=${3:-}
 python=${PYTHON:-python3}
 small=${SMALL:-}
 mkdir -p "$out"
@@ -30,12 +33,18 @@ else
   training=(--dtype=bfloat16 --num_workers=8)
 fi
 
+if [ -n "$data" ]; then
+  images=(--data_dir="$data")
+else
+  images=(--split= --truth=auto)
+fi
+
 step doctor 60 "$python" -m experiments.doctor
 step speed 240 "$python" -m experiments.benchmarks "${network[@]}" \
-  --batch_sizes="$batches" --parts=train,infer,fast --peer="$peer" \
+  --batch_sizes="$batches" --parts=train,infer,fast,loader --peer="$peer" \
   --output="$out/speed.json"
 step training 150 "$python" -m experiments.train \
-  --flagfile=experiments/flagfiles/original.flags --split= --truth=auto \
+  --flagfile=experiments/flagfiles/original.flags "${images[@]}" \
   "${training[@]}" --workdir="$out/original"
 step tests 150 env NUCSEG_TEST_PLATFORM= "$python" -m pytest \
   tests/network tests/training tests/inference

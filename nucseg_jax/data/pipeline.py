@@ -215,20 +215,22 @@ def make_eval_batches(
         grain.MapDataset.source(PreparedExamples(examples, config))
         .map(_Centre(config.size))
         .batch(batch_size, batch_fn=_Stack(config.targets, batch_size))
+        .map(_to_float)
         .to_iter_dataset(_READ_OPTIONS)
     )
 
 
 def _iterate(batches: grain.MapDataset, num_workers: int) -> grain.DatasetIterator:
     if not num_workers:
-        return iter(batches.to_iter_dataset(_READ_OPTIONS))
+        return iter(batches.map(_to_float).to_iter_dataset(_READ_OPTIONS))
     dataset = batches.to_iter_dataset(_WORKER_READ_OPTIONS)
     # grain hands absl's flags to its workers and refuses unparsed ones, which they
     # are wherever no absl program runs: in a notebook, in a test.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     options = grain.MultiprocessingOptions(num_workers=num_workers)
-    return iter(dataset.mp_prefetch(options, worker_init_fn=_start_worker))
+    prefetched = dataset.mp_prefetch(options, worker_init_fn=_start_worker)
+    return iter(prefetched.map(_to_float))
 
 
 def _start_worker(worker_index: int, worker_count: int) -> None:
@@ -263,7 +265,10 @@ def _fit_centre(pixels: np.ndarray, side: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class _Stack:
-    """Stacks samples to a batch of a fixed size, filled up with rows of zeros."""
+    """Stacks samples to a batch of a fixed size, filled up with rows of zeros.
+
+    Its image is still uint8: between processes, a quarter is to be moved.
+    """
 
     targets: tuple[str, ...]
     batch_size: int
@@ -271,11 +276,11 @@ class _Stack:
     def __call__(self, samples: Sequence[Sample]) -> Batch:
         shape = (self.batch_size, *samples[0].label_image.shape)
         # Written in place: fresh memory for each image, and then for the stack of
-        # them, would cost ten times the conversion itself.
-        image = np.empty((*shape, 3), np.float32)
+        # them, would cost ten times the copy itself.
+        image = np.empty((*shape, 3), np.uint8)
         mask = np.empty((*shape, len(self.targets)), np.float32)
         for k, sample in enumerate(samples):
-            preprocessing.to_float(sample.image_u8, out=image[k])
+            image[k] = sample.image_u8
             make_targets(sample.label_image, self.targets, out=mask[k])
         image[len(samples) :] = 0
         mask[len(samples) :] = 0
@@ -287,6 +292,11 @@ class _Stack:
             valid=np.arange(self.batch_size) < len(samples),
             index=np.array(index, np.int32),
         )
+
+
+def _to_float(batch: Batch) -> Batch:
+    """Brings a stacked image to [0, 1]."""
+    return Batch({**batch, "image": preprocessing.to_float(batch["image"])})
 
 
 def _to_uint16(label_image: np.ndarray, name: str) -> np.ndarray:
