@@ -1,9 +1,8 @@
 """Convolution and upsampling by oneDNN, the library behind PyTorch's on CPU.
 
 XLA's own CPU convolution reaches a third to nine tenths of oneDNN's speed, least with
-few channels. oneDNN comes as a wheel for Linux on x86-64. Elsewhere, and for dtypes for
-which the processor has no instructions, `supports` says no, and the caller takes XLA's
-way.
+few channels. oneDNN comes as a wheel for Linux on x86-64. Elsewhere, and for other
+dtypes than float32, `supports` says no, and the caller takes XLA's way.
 
 Arrays are [B, H, W, C], kernels [rows, columns, C, F]. oneDNN reads and writes XLA's
 buffers where they lie; only kernels are copied, into a layout of its own.
@@ -31,7 +30,7 @@ _PACKAGE, _FILE = "onednn-cpu-gomp", "libdnnl.so.3"
 
 # Constants of oneDNN's C interface, version 3 (dnnl_types.h, dnnl_common_types.h).
 _CPU, _IN_ORDER, _INFERENCE, _USER_SCRATCHPAD, _ANY_LAYOUT = 1, 1, 96, 1, 1
-_DTYPES = {"bfloat16": 2, "float32": 3}
+_DTYPES = {"float32": 3}
 _SOURCE, _RESULT, _KERNEL, _BIAS, _SCRATCHPAD = 1, 17, 33, 41, 80
 _WANTED_KERNEL, _WANTED_SCRATCHPAD = 131, 136
 # Of each operation: its algorithm, side of its kernel, stride, padding.

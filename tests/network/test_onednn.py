@@ -41,6 +41,7 @@ def test_a_missing_wheel_is_told(monkeypatch):
 
 
 def test_other_dtypes_are_not_supported():
+    assert not onednn.supports("bfloat16")
     assert not onednn.supports("float64")
     assert not onednn.supports("int32")
 
