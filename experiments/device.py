@@ -38,7 +38,7 @@ def describe_device() -> str:
 def _kernels() -> str:
     """Says whose convolutions a CPU runs, and why if they are the slower ones."""
     reason = onednn.why_not()
-    return f"convolutions by XLA: {reason}" if reason else "convolutions by oneDNN"
+    return f"convolutions by XLA: {reason}" if reason else "float32 by oneDNN"
 
 
 def idle_gpu() -> str:

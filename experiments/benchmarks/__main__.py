@@ -179,13 +179,11 @@ def processor() -> str:
     """Names the processor, as far as the system tells."""
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1] for line in lines if line.startswith("model name")]
-    families = [
-        line.split(":", 1)[1] for line in lines if line.startswith("cpu family")
-    ]
-    if not names:
+    pairs = (line.partition(":") for line in lines)
+    told = {name.strip(): value.strip() for name, _, value in pairs}
+    if "model name" not in told:
         return platform.processor() or platform.machine()
-    return f"{names[0].strip()}, family{families[0]}" if families else names[0].strip()
+    return f"{told['model name']}, family {told.get('cpu family', 'unknown')}"
 
 
 def format_table(rows: list[dict]) -> str:

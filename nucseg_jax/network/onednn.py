@@ -56,7 +56,8 @@ def convolve(inputs: Sequence[Array], kernel: Array, bias: Array) -> Array:
     Returns:
       [B, H, W, F].
     """
-    size = inputs[0].shape[:3]
+    batch, height, width, _ = inputs[0].shape
+    size = (batch, height, width)
     channels = tuple(x.shape[-1] for x in inputs)
     kernels = jax.lax.split(kernel, channels, axis=2)
     name = _register_convolution(size, channels, bias.size, str(bias.dtype))
@@ -103,7 +104,6 @@ def why_not() -> str:
     return ""
 
 
-@functools.cache
 def _register_convolution(
     size: Size, channels: tuple[int, ...], features: int, dtype: str
 ) -> str:
@@ -129,7 +129,6 @@ def _convolution_program(
     return program
 
 
-@functools.cache
 def _register_upsampling(size: Size, channels: int, features: int, dtype: str) -> str:
     name = f"nucseg_upsample_{size}_{channels}_{features}_{dtype}"
     build = functools.partial(_upsampling_program, size, channels, features, dtype)
