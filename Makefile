@@ -8,6 +8,8 @@ EXTRA ?=
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 READY = $(VENV)/ready$(if $(EXTRA),-$(EXTRA))
+# Files of tests go to two processes: compiling and small arrays keep one core busy each.
+PARALLEL = --numprocesses=2 --dist=loadfile
 LOCK = requirements$(if $(EXTRA),-$(EXTRA)).lock
 
 .PHONY: setup demo test test-slow check lock clean
@@ -32,10 +34,10 @@ demo: $(READY)
 	$(RUN) -m experiments.predict --checkpoint=runs/demo --input=experiments/sample_data/images --output=runs/demo/predictions
 
 test: $(READY)
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(PARALLEL)
 
 test-slow: $(READY)
-	$(RUN) -m pytest -m "not gpu"
+	$(RUN) -m pytest $(PARALLEL) -m "not gpu"
 
 check: $(READY)
 	$(RUN) -m ruff format --check .

@@ -66,11 +66,15 @@ def naming(path: pathlib.Path) -> Iterator[None]:
 
 
 def remove(path: pathlib.Path) -> None:
-    """Removes a file, or a folder with all in it, if there is one."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    """Removes a file, or a folder with all in it, if there is one.
+
+    A file that vanishes meanwhile is no error: where one write has failed, another
+    thread of the same library may be clearing up after its own.
+    """
+    while path.is_dir():
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(path)
+    path.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: pathlib.Path, *, older_than: float = DAY) -> int:

@@ -95,3 +95,20 @@ def test_leftovers_are_removed_once_they_are_old(tmp_path):
     assert young.exists() and result.exists()
     assert files.remove_leftovers(tmp_path, older_than=-1) == 1
     assert not young.exists()
+
+
+def test_a_folder_is_removed_while_others_clear_up_in_it(tmp_path, monkeypatch):
+    folder = tmp_path / "image.zarr"
+    folder.mkdir()
+    for name in "abc":
+        (folder / name).touch()
+    unlink = os.unlink
+
+    def too_late(path, **options):
+        unlink(path, **options)
+        monkeypatch.setattr(os, "unlink", unlink)
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(os, "unlink", too_late)
+    files.remove(folder)
+    assert not folder.exists()

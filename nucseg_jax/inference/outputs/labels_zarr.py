@@ -81,7 +81,11 @@ class _Level:
 
     def _write(self, block: np.ndarray) -> None:
         top, rows = len(self._checksums) * CHUNK, block.astype(np.uint32)
-        self._array[top : top + len(rows)] = rows
+        # Chunk by chunk: of several at once, zarr goes on writing the others after one
+        # has failed, into a folder that is being removed.
+        for left in range(0, rows.shape[1], CHUNK):
+            columns = slice(left, left + CHUNK)
+            self._array[top : top + len(rows), columns] = rows[:, columns]
         self._checksums.append(zlib.crc32(rows.data))
 
 
