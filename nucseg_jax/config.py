@@ -66,6 +66,16 @@ class DataConfig:
         "become black and white; dark = that, and a bright background is inverted.",
     )
     augmentation: str = _setting("original", "Augmentation recipe for training.")
+    zoom: float = _setting(
+        1.0,
+        "With --framing=crop: crops are cut up to so many times larger or smaller in "
+        "training, and resized.",
+    )
+    balance_by: str = _setting(
+        "",
+        "Column of index.csv, as modality: examples of rare values come several times "
+        "an epoch. If empty: each comes once.",
+    )
     targets: tuple[str, ...] = _setting(
         ("foreground",), "What each head predicts, one channel each."
     )
@@ -81,6 +91,7 @@ class DataConfig:
         _check_choice("framing", self.framing, Framing)
         _check_choice("normalization", self.normalization, Normalization)
         _check(self.size >= 16, f"size is {self.size}; it must be at least 16 pixels")
+        _check(self.zoom >= 1, f"zoom is {self.zoom}; it must be at least 1")
         _check(
             0 < self.val_fraction < 1,
             f"val_fraction is {self.val_fraction}; it must lie between 0 and 1",

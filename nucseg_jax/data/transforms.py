@@ -55,6 +55,19 @@ TRANSFORMS: Mapping[str, Callable[[float], Transform]] = {
     "RandomBrightnessContrast": lambda p: A.RandomBrightnessContrast(
         brightness_limit=(-0.2, 0.2), contrast_limit=(-0.2, 0.2), p=p
     ),
+    # What the recipe of our own adds.
+    "D4": lambda p: A.D4(p=p),
+    "ColorJitter": lambda p: A.ColorJitter(
+        brightness=(0.6, 1.4),
+        contrast=(0.7, 1.4),
+        saturation=(0.5, 1.5),
+        hue=(-0.08, 0.08),
+        p=p,
+    ),
+    "ToGray": lambda p: A.ToGray(p=p),
+    "GaussianBlur": lambda p: A.GaussianBlur(
+        blur_limit=0, sigma_limit=(0.3, 1.5), p=p
+    ),
 }
 
 # CLAHE stands in no recipe: it is preparation, alike in training and prediction.
@@ -70,10 +83,20 @@ RECIPES: Mapping[str, Recipe] = {
         ("VerticalFlip", 0.7),
         ("HueSaturationValue", 0.5),
     ),
+    # Microscopes and stains differ in brightness, hue and focus; nuclei have no up.
+    "microscopy": (
+        ("D4", 1.0),
+        ("ColorJitter", 0.8),
+        ("RandomGamma", 0.3),
+        ("ToGray", 0.1),
+        (("GaussianBlur", "GaussNoise"), 0.4),
+    ),
 }
 
 
-def create_augmentation(recipe: str, *, crop: int = 0) -> A.Compose:
+def create_augmentation(
+    recipe: str, *, crop: int = 0, zoom: float = 1.0
+) -> A.Compose:
     """Creates the transform of a recipe, behind a random crop if one is wanted.
 
     It keeps a random state, so threads must not share it.
@@ -82,6 +105,8 @@ def create_augmentation(recipe: str, *, crop: int = 0) -> A.Compose:
       recipe: A name in `RECIPES`.
       crop: Side of a square cut at a random place, pixels; smaller images are
         mirrored at their edges. No crop if 0.
+      zoom: The crop's side is drawn between `crop / zoom` and `crop * zoom` and
+        resized to `crop`.
 
     Raises:
       ConfigError: If there is no such recipe.
@@ -90,7 +115,7 @@ def create_augmentation(recipe: str, *, crop: int = 0) -> A.Compose:
         raise ConfigError(
             f"augmentation is {recipe!r}; choose one of {', '.join(RECIPES)}"
         )
-    steps = [_create_crop(crop)] if crop else []
+    steps = _create_crop(crop, zoom) if crop else []
     return A.Compose(steps + [_create_step(name, p) for name, p in RECIPES[recipe]])
 
 
@@ -119,10 +144,9 @@ def _create_step(name: str | tuple[str, ...], p: float) -> Transform:
     return A.OneOf([TRANSFORMS[choice](1.0) for choice in name], p=p)
 
 
-def _create_crop(side: int) -> Transform:
-    return A.RandomCrop(
-        height=side,
-        width=side,
-        pad_if_needed=True,
-        border_mode=cv2.BORDER_REFLECT_101,
-    )
+def _create_crop(side: int, zoom: float) -> list[Transform]:
+    smallest, largest = round(side / zoom), round(side * zoom)
+    return [
+        A.PadIfNeeded(largest, largest, border_mode=cv2.BORDER_REFLECT_101),
+        A.RandomSizedCrop((smallest, largest), (side, side)),
+    ]
