@@ -93,6 +93,10 @@ class DataConfig:
         _check(self.size >= 16, f"size is {self.size}; it must be at least 16 pixels")
         _check(self.zoom >= 1, f"zoom is {self.zoom}; it must be at least 1")
         _check(
+            self.zoom == 1 or self.framing == "crop",
+            f"zoom is {self.zoom}; it needs --framing=crop",
+        )
+        _check(
             0 < self.val_fraction < 1,
             f"val_fraction is {self.val_fraction}; it must lie between 0 and 1",
         )

@@ -65,9 +65,7 @@ TRANSFORMS: Mapping[str, Callable[[float], Transform]] = {
         p=p,
     ),
     "ToGray": lambda p: A.ToGray(p=p),
-    "GaussianBlur": lambda p: A.GaussianBlur(
-        blur_limit=0, sigma_limit=(0.3, 1.5), p=p
-    ),
+    "GaussianBlur": lambda p: A.GaussianBlur(blur_limit=0, sigma_limit=(0.3, 1.5), p=p),
 }
 
 # CLAHE stands in no recipe: it is preparation, alike in training and prediction.
@@ -94,9 +92,7 @@ RECIPES: Mapping[str, Recipe] = {
 }
 
 
-def create_augmentation(
-    recipe: str, *, crop: int = 0, zoom: float = 1.0
-) -> A.Compose:
+def create_augmentation(recipe: str, *, crop: int = 0, zoom: float = 1.0) -> A.Compose:
     """Creates the transform of a recipe, behind a random crop if one is wanted.
 
     It keeps a random state, so threads must not share it.

@@ -1,3 +1,4 @@
+import dataclasses
 import pickle
 import re
 import time
@@ -178,6 +179,21 @@ def test_each_epoch_sees_each_example_once_in_a_new_order(write_examples, batch_
 def test_no_example_is_dropped_between_epochs(write_examples):
     seen = order(take(8, write_examples(8), PLAIN, batch_size=3))
     np.testing.assert_array_equal(np.bincount(seen), np.full(8, 3))
+
+
+def test_rare_examples_come_several_times_an_epoch(write_examples):
+    examples = write_examples(9)
+    rare = {examples[2].id: "tissue"}
+    examples = [
+        dataclasses.replace(e, columns={"modality": rare.get(e.id, "cells")})
+        for e in examples
+    ]
+    config = dataclasses.replace(PLAIN, balance_by="modality")
+    indices = order(take(8, examples, config))
+    counts = np.bincount(indices[:11]), np.bincount(indices[11:22])
+    # Eight to one: its root, rounded, is three.
+    for epoch in counts:
+        assert epoch.tolist() == [1, 1, 3, 1, 1, 1, 1, 1, 1]
 
 
 def test_batches_may_be_larger_than_the_data_set(write_examples):

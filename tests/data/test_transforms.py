@@ -31,7 +31,9 @@ NAMES = {
     "RandomGamma",
     "RandomBrightnessContrast",
 }
-GEOMETRIC = ("Rotate", "Flip", "HorizontalFlip", "VerticalFlip")
+OURS = {"D4", "ColorJitter", "ToGray", "GaussianBlur"}
+NAMES |= OURS
+GEOMETRIC = ("Rotate", "Flip", "HorizontalFlip", "VerticalFlip", "D4")
 PHOTOMETRIC = sorted(NAMES - set(GEOMETRIC))
 SEEDS = range(6)
 
@@ -62,7 +64,7 @@ def noisy(height=40, width=48, seed=0):
 # What there is.
 
 
-def test_all_transforms_of_the_original_exist():
+def test_all_transforms_of_the_original_and_ours_exist():
     assert set(transforms.TRANSFORMS) == NAMES
 
 
@@ -236,7 +238,7 @@ def test_crop_keeps_image_and_labels_aligned(seed, shape):
 
 @given(
     seed=st.integers(0, 2**31 - 1),
-    recipe=st.sampled_from(["flips", "original"]),
+    recipe=st.sampled_from(["flips", "original", "microscopy"]),
     crop=st.sampled_from([0, 40]),
 )
 def test_recipes_keep_bright_discs_under_their_labels(seed, recipe, crop):
@@ -315,10 +317,36 @@ def test_crop_mirrors_a_small_image(seed):
     assert set(np.abs(np.diff(columns, axis=1)).ravel()) == {1}
 
 
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    shape=st.sampled_from([(120, 100), (64, 48), (20, 30)]),
+)
+def test_zoomed_crops_keep_image_and_labels_aligned(seed, shape):
+    augmentation = transforms.create_augmentation("none", crop=32, zoom=2.0)
+    ramp, labels = places(*shape)
+    image, labels = transforms.augment(augmentation, ramp // 2, labels, seed=seed)
+    assert image.shape == (32, 32, 3) and labels.shape == (32, 32)
+    rows, columns = np.divmod(labels.astype(int) - 1, shape[1])
+    # Values wrap around at 128; a shrunken pixel lies between two that it stands for.
+    for channel, place in enumerate((rows, columns)):
+        error = np.abs(image[..., channel] - 2.0 * place % 128)
+        assert np.quantile(np.minimum(error, 128 - error), 0.9) <= 4
+
+
+def test_zoom_draws_magnifications_on_both_sides_of_one():
+    augmentation = transforms.create_augmentation("none", crop=32, zoom=2.0)
+    widths = []
+    for seed in range(80):
+        _, labels = transforms.augment(augmentation, *places(100, 90), seed=seed)
+        columns = (labels.astype(int) - 1) % 90
+        widths.append(int(np.ptp(columns)) + 1)
+    assert 15 <= min(widths) < 20 and 58 < max(widths) <= 64
+
+
 # Randomness.
 
 
-@pytest.mark.parametrize("recipe", ("flips", "original"))
+@pytest.mark.parametrize("recipe", ("flips", "original", "microscopy"))
 def test_result_depends_on_nothing_but_the_seed(recipe):
     used, fresh = (transforms.create_augmentation(recipe, crop=24) for _ in "12")
     for seed in SEEDS:
