@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import os
 import pathlib
 import platform
 import shutil
+from typing import Any
 
 import jax
 
 from nucseg_jax.network import onednn
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "albumentations", "numpy")
 
 
 def start_device() -> str:
@@ -33,6 +37,28 @@ def describe_device() -> str:
     line = f"device: {len(devices)} x {kind} ({details})"
     warning = idle_gpu()
     return f"{line}\nWARNING: {warning}" if warning else line
+
+
+def describe_machine() -> dict[str, Any]:
+    """Returns what measured figures depend on: hardware and software."""
+    return {
+        "device": describe_device(),
+        "cores": os.cpu_count(),
+        "processor": _processor(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+    }
+
+
+def _processor() -> str:
+    """Names the processor, as far as the system tells."""
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    pairs = (line.partition(":") for line in lines)
+    told = {name.strip(): value.strip() for name, _, value in pairs}
+    if "model name" not in told:
+        return platform.processor() or platform.machine()
+    return f"{told['model name']}, family {told.get('cpu family', 'unknown')}"
 
 
 def _kernels() -> str:

@@ -19,6 +19,7 @@ from absl import flags
 
 from experiments import flags as shared
 from experiments.device import start_device
+from nucseg_jax import pretrained
 from nucseg_jax.checkpoints import restore_for_inference
 from nucseg_jax.config import DataConfig
 from nucseg_jax.data.index import Example, load_subsets
@@ -34,7 +35,10 @@ from nucseg_jax.evaluation.report import ap_curves, best_median_worst, format_ta
 from nucseg_jax.files import replacing
 from nucseg_jax.inference.segmenter import Segmenter, make_segmenter
 
-_CHECKPOINT = shared.checkpoint()
+_CHECKPOINT = shared.checkpoint(
+    "Folder of a trained run, or a network that comes with the project: "
+    f"{', '.join(pretrained.NAMES)}."
+)
 _SUBSET = flags.DEFINE_enum(
     "subset", "val", ["train", "val", "test"], "Part of the data to score."
 )
@@ -54,7 +58,9 @@ shared.define_settings("data", only=_DATA_SETTINGS)
 
 def main() -> None:
     """Restores, predicts, scores, writes."""
-    model, variables, config = restore_for_inference(_CHECKPOINT.value)
+    model, variables, config = restore_for_inference(
+        pretrained.resolve(_CHECKPOINT.value)
+    )
     data = dataclasses.replace(config.data, **shared.given(_DATA_SETTINGS))
     data = shared.resolve_data(data)
     subsets = load_subsets(data)
@@ -99,7 +105,10 @@ def protocol(data: DataConfig) -> dict[str, str | int]:
 
 def output_folder() -> pathlib.Path:
     """Returns the folder for the results, inside the run's own by default."""
-    default = pathlib.Path(_CHECKPOINT.value) / f"evaluation_{_SUBSET.value}"
+    run = _CHECKPOINT.value
+    if not pathlib.Path(run).is_dir():
+        run = f"runs/{run}"
+    default = pathlib.Path(run) / f"evaluation_{_SUBSET.value}"
     return pathlib.Path(_OUTPUT.value) if _OUTPUT.value else default
 
 

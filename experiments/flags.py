@@ -28,12 +28,18 @@ _DEFINE = {
     float: flags.DEFINE_float,
 }
 _SECTIONS = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig}
+SETTINGS = [
+    field.name
+    for section in _SECTIONS.values()
+    for field in dataclasses.fields(section)
+]
 
 
-def checkpoint() -> flags.FlagHolder:
-    """Asks for the flag --checkpoint, which must be given."""
-    meaning = "Folder of a trained run."
-    return _once(flags.DEFINE_string, "checkpoint", None, meaning, required=True)
+def checkpoint(
+    meaning: str = "Folder of a trained run.", *, required: bool = True
+) -> flags.FlagHolder:
+    """Asks for the flag --checkpoint."""
+    return _once(flags.DEFINE_string, "checkpoint", None, meaning, required=required)
 
 
 def source(meaning: str) -> flags.FlagHolder:

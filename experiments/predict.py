@@ -1,6 +1,6 @@
 """Finds, counts and measures the nuclei in an image or a folder of images.
 
-    python -m experiments.predict --checkpoint=runs/demo --input=FOLDER --output=results
+    python -m experiments.predict --input=FOLDER --output=results [--checkpoint=RUN]
 
 Images may be of any size and kind: PNG, JPEG, BMP, TIFF and its stacks, OME-Zarr. For
 each there is a label image, a mask, an overlay to look at and a table; nuclei.csv and
@@ -22,6 +22,7 @@ from absl import flags
 from experiments import flags as shared
 from experiments import results
 from experiments.device import start_device
+from nucseg_jax import pretrained
 from nucseg_jax.data.errors import MAX_PIXELS
 from nucseg_jax.inference import outputs
 from nucseg_jax.inference.run import (
@@ -34,7 +35,11 @@ from nucseg_jax.inference.run import (
 from nucseg_jax.inference.segmenter import Segmenter, load_segmenter
 from nucseg_jax.inference.streams import PlaneInfo
 
-_CHECKPOINT = shared.checkpoint()
+_CHECKPOINT = shared.checkpoint(
+    "Folder of a trained run, or a network that comes with the project: "
+    f"{', '.join(pretrained.NAMES)}. {pretrained.DEFAULT} if none is named.",
+    required=False,
+)
 _INPUT = shared.source("Image, or folder searched with its subfolders.")
 _OUTPUT = shared.output("Folder for the results.")
 _SAVE = flags.DEFINE_list(
@@ -97,6 +102,8 @@ def main() -> int:
     results.check_settings(folder, settings())
     outputs.remove_leftovers(folder)
     print(start_device())
+    if not _CHECKPOINT.value:
+        print(f"network: {pretrained.DEFAULT}, which comes with the project")
     outcomes = segment_all(jobs, segmenter, folder, options)
     failed = [outcome for outcome in outcomes if outcome.error]
     results.write_failures(folder, failed, _NUM_SHARDS.value, _SHARD_INDEX.value)
@@ -138,7 +145,7 @@ def create_segmenter() -> Segmenter:
 def settings() -> dict[str, Any]:
     """Returns what results depend on, to be kept beside them."""
     names = ("mode", "threshold", "tta", "scale", "pixel_size", "channel", "axes")
-    checkpoint = pathlib.Path(_CHECKPOINT.value).absolute()
+    checkpoint = pretrained.resolve(_CHECKPOINT.value).absolute()
     return {"checkpoint": str(checkpoint)} | {
         name: flags.FLAGS[name].value for name in names
     }

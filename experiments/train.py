@@ -4,6 +4,7 @@
         --workdir=runs/demo
 
 Started again with the same --workdir, it goes on where the last checkpoint stands.
+With --init=small it begins with what the network that comes with the project knows.
 The workdir gets checkpoints/, config.json, history.csv, curves.png and tensorboard/.
 """
 
@@ -25,6 +26,7 @@ def main() -> None:
     # Not at the top: loader processes import this module, and need no JAX.
     from experiments import training_run
 
+    config = training_run.inherit(config, shared.given(shared.SETTINGS))
     training_run.run(config, pathlib.Path(_WORKDIR.value))
 
 

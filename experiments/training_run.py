@@ -15,17 +15,20 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import tqdm
 
 from experiments.device import start_device
 from experiments.flags import resolve_data
 from nucseg_jax import checkpoints as ckpt
+from nucseg_jax import pretrained
 from nucseg_jax.config import Config
 from nucseg_jax.data import index, pipeline
 from nucseg_jax.evaluation.figures import draw_curves
 from nucseg_jax.evaluation.tuning import tune_decoding
 from nucseg_jax.files import replacing
 from nucseg_jax.inference.segmenter import make_segmenter
+from nucseg_jax.network.unet_plus_plus import select_targets
 from nucseg_jax.training import history, loop, losses, optim, state, step
 
 Subsets = Mapping[str, list[index.Example]]
@@ -78,6 +81,27 @@ def _train(
         )
 
 
+def inherit(config: Config, given: Mapping[str, Any]) -> Config:
+    """Takes over the settings of the network that training begins with.
+
+    Where the data lie and how they are split is not among them.
+
+    Args:
+      config: Of the command line.
+      given: Settings that the command line sets, which stay as they are.
+    """
+    if not config.train.init:
+        return config
+    _, _, old = ckpt.restore_for_inference(pretrained.resolve(config.train.init))
+    own = {"data_dir", "truth", "split", "val_fraction", "split_seed", "balance_by"}
+    sections = {}
+    for name in ("data", "model"):
+        before = dataclasses.asdict(getattr(old, name))
+        taken = {k: v for k, v in before.items() if k not in own | given.keys()}
+        sections[name] = dataclasses.replace(getattr(config, name), **taken)
+    return dataclasses.replace(config, **sections)
+
+
 def check_truth(subsets: Subsets, config: Config) -> None:
     """Refuses targets that binary masks cannot give.
 
@@ -117,10 +141,35 @@ def _restore_or_create(
     )
     restored = saved.restore_latest(created)
     if restored is None:
-        return created
+        return _begin_with(config, created) if config.train.init else created
     resumed, position = restored
     print(f"going on after epoch {position['epoch']}")
     return resumed
+
+
+def _begin_with(config: Config, created: state.TrainState) -> state.TrainState:
+    """Replaces random variables by those of the network named by --init.
+
+    Raises:
+      ValueError: If it has other levels or lacks a target.
+    """
+    name = config.train.init
+    model, variables, old = ckpt.restore_for_inference(pretrained.resolve(name))
+    features, targets = config.model.features, config.data.targets
+    missing = set(targets) - set(old.data.targets)
+    if tuple(model.features) != features or missing:
+        raise ValueError(
+            f"--init={name} has features {tuple(model.features)} and targets "
+            f"{old.data.targets}, wanted are {features} and {targets}: give the same "
+            "features, and none but its targets"
+        )
+    variables = select_targets(variables, old.data.targets, targets)
+    print(f"beginning with the parameters of {name}")
+    return created.replace(
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        ema=jax.tree.map(jnp.copy, variables) if config.train.ema_decay else None,
+    )
 
 
 @contextlib.contextmanager

@@ -144,6 +144,12 @@ class TrainConfig:
     """How parameters are learned."""
 
     seed: int = _setting(0, "Governs initial parameters, shuffling and augmentation.")
+    init: str = _setting(
+        "",
+        "Begin with the parameters of this trained run, or of a network that comes "
+        "with the project (small). Its settings of data and model hold where the "
+        "command line gives no others. If empty: begin at random.",
+    )
     num_epochs: int = _setting(20, "Epochs of the whole run.")
     steps_per_epoch: int = _setting(
         50, "Batches an epoch; 0 = as many as the training set fills."

@@ -37,6 +37,7 @@ OTHER = Config(
     model=ModelConfig(features=(8, 16, 32), dtype="bfloat16", batch_norm_momentum=0.9),
     train=TrainConfig(
         seed=3,
+        init="small",
         num_epochs=2,
         steps_per_epoch=0,
         batch_size=4,

@@ -15,6 +15,7 @@ ALLOWED = {
     "data": ["config"],
     "network": ["config"],
     "checkpoints": ["config", "files", "network"],
+    "pretrained": ["checkpoints", "files"],
     "training": [
         "checkpoints",
         "config",
@@ -27,6 +28,7 @@ ALLOWED = {
         "config",
         "files",
         "network",
+        "pretrained",
         "data.errors",
         "data.images",
         "data.intensity",

@@ -12,12 +12,9 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
-import os
 import pathlib
-import platform
 import statistics
 
-import jax
 import jax.numpy as jnp
 import tqdm
 from absl import flags
@@ -26,7 +23,7 @@ from experiments import flags as shared
 from experiments.benchmarks import measure
 from experiments.benchmarks.operations import measure_operations
 from experiments.benchmarks.peer import run_peer
-from experiments.device import describe_device
+from experiments.device import describe_device, describe_machine
 from nucseg_jax.config import Config
 from nucseg_jax.data.index import load_subsets
 
@@ -162,28 +159,12 @@ def measure_loader(config: Config) -> list[dict]:
 
 def machine(config: Config) -> dict:
     """Describes the machine, the software and the network measured."""
-    return {
-        "device": describe_device(),
-        "cores": os.cpu_count(),
-        "processor": processor(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
+    return describe_machine() | {
         "product_gflop_per_s_float32": measure.product_peak(jnp.float32) / 1e9,
         "product_gflop_per_s_bfloat16": measure.product_peak(jnp.bfloat16) / 1e9,
         "peer": _PEER.value,
         "config": config.to_dict(),
     }
-
-
-def processor() -> str:
-    """Names the processor, as far as the system tells."""
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    pairs = (line.partition(":") for line in lines)
-    told = {name.strip(): value.strip() for name, _, value in pairs}
-    if "model name" not in told:
-        return platform.processor() or platform.machine()
-    return f"{told['model name']}, family {told.get('cpu family', 'unknown')}"
 
 
 def format_table(rows: list[dict]) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from nucseg_jax import pretrained
 from nucseg_jax.checkpoints import restore_for_inference
 from nucseg_jax.config import Config, DataConfig, DecodingConfig
 from nucseg_jax.data import preprocessing
@@ -330,18 +331,16 @@ def load_segmenter(
     """Loads a trained network.
 
     Args:
-      checkpoint: The folder that training wrote to.
+      checkpoint: The folder that training wrote to, or the name of a network that
+        comes with the package; None = `pretrained.DEFAULT`.
       mode: "accurate", or "fast" for the one head that validation chose.
       threshold: Least probability of a nucleus's pixels; None = as tuned.
       tta: Views to average: 1, or 8 for all flips and quarter turns.
 
     Raises:
       CheckpointError: If there is no readable checkpoint.
-      ValueError: If none is named: no weights are shipped yet.
     """
-    if checkpoint is None:
-        raise ValueError("no weights are shipped yet: name the folder of a trained run")
-    restored = restore_for_inference(os.fspath(checkpoint))
+    restored = restore_for_inference(pretrained.resolve(checkpoint))
     return make_segmenter(*restored, mode=mode, threshold=threshold, tta=tta)
 
 

@@ -164,6 +164,29 @@ def prune(
     ), pruned
 
 
+def select_targets(
+    variables: Variables, old: Sequence[str], new: Sequence[str]
+) -> dict[str, Any]:
+    """Keeps the channels of the heads that predict some of their targets.
+
+    Args:
+      variables: Of the network whose heads predict `old`.
+      old: Names of its targets.
+      new: Names to keep, all of them among `old`.
+
+    Returns:
+      Variables of the same network with heads for `new`.
+    """
+    channels = jnp.array([old.index(name) for name in new])
+    params = {
+        name: jax.tree.map(lambda leaf: leaf[..., channels], module)
+        if name.startswith("head_")
+        else module
+        for name, module in variables["params"].items()
+    }
+    return {**variables, "params": params}
+
+
 def check_image(image: Array, depth: int) -> None:
     """Raises ValueError unless `image` is [B, H, W, 3] with H and W divisible."""
     multiple = 2 ** (depth - 1)

@@ -59,6 +59,7 @@ CHANGED = Config(
     model=ModelConfig(features=(4, 8, 12), dtype="bfloat16", batch_norm_momentum=0.9),
     train=TrainConfig(
         seed=5,
+        init="runs/first",
         num_epochs=7,
         steps_per_epoch=0,
         batch_size=3,

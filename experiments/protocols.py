@@ -1,0 +1,107 @@
+"""The protocols by which accuracy is quoted, and the measurement of one network.
+
+Apart from the program, because loader processes import the program's module anew and
+must not start JAX.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import tqdm
+
+from experiments import training_run
+from experiments.device import describe_machine
+from nucseg_jax.config import Config
+from nucseg_jax.data.index import load_subsets
+from nucseg_jax.evaluation.evaluate import evaluate
+from nucseg_jax.inference.segmenter import load_segmenter
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """What is learned from and how it is scored.
+
+    Attributes:
+      data: Settings of the data that the protocol prescribes.
+      subset: Which part is scored.
+      score_size: Side to which truth and prediction are brought; 0 = their own.
+    """
+
+    data: Mapping[str, Any]
+    subset: str
+    score_size: int
+
+
+# Binary masks tell no nuclei apart, so networks learn the foreground alone from them.
+_MASKS = {"truth": "masks", "targets": ("foreground",)}
+PROTOCOLS = {
+    "original": Protocol({"split": "original_split", **_MASKS}, "val", 256),
+    "literature": Protocol({"split": "random_split", **_MASKS}, "test", 256),
+    "grouped": Protocol({"split": "grouped_split", "truth": "labels"}, "test", 0),
+}
+
+
+def measure(
+    protocol: str, config: Config, *, num_runs: int, workdir: pathlib.Path
+) -> dict[str, Any]:
+    """Trains and scores networks that differ in their seeds.
+
+    Args:
+      protocol: A name in `PROTOCOLS`; it overrides settings of the data.
+      config: The recipe; its seed is that of the first run.
+      num_runs: How many networks.
+      workdir: Folder for the runs; those that are finished there are only scored.
+
+    Returns:
+      What was measured, on what and by which settings, for JSON.
+    """
+    rules = PROTOCOLS[protocol]
+    config = _replace(config, "data", **rules.data)
+    seeds = range(config.train.seed, config.train.seed + num_runs)
+    runs = [
+        _measure_run(
+            _replace(config, "train", seed=seed), workdir / f"seed_{seed}", rules
+        )
+        for seed in seeds
+    ]
+    return {
+        "protocol": protocol,
+        "subset": rules.subset,
+        "score_size": rules.score_size,
+        "machine": describe_machine(),
+        "config": _replace(config, "data", data_dir="").to_dict(),
+        "runs": runs,
+    }
+
+
+def _measure_run(
+    config: Config, workdir: pathlib.Path, rules: Protocol
+) -> dict[str, Any]:
+    training_run.run(config, workdir)
+    examples = load_subsets(config.data)[rules.subset]
+    bar = tqdm.tqdm(examples, desc=f"scoring {rules.subset}", unit="image")
+    scores = evaluate(
+        load_segmenter(workdir), bar, threshold=0.5, score_size=rules.score_size
+    ).to_dict()
+    del scores["images"]
+    return {
+        "seed": config.train.seed,
+        "train_s": _read_seconds(workdir / "history.csv"),
+        **scores,
+    }
+
+
+def _read_seconds(path: pathlib.Path) -> float:
+    """Sums up the seconds that the epochs of a run took, without validation."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return sum(float(row["seconds"]) for row in csv.DictReader(file))
+
+
+def _replace(config: Config, section: str, **settings: Any) -> Config:
+    changed = dataclasses.replace(getattr(config, section), **settings)
+    return dataclasses.replace(config, **{section: changed})

@@ -1,0 +1,62 @@
+"""Trains and scores networks by a published protocol; keeps what was measured.
+
+    python -m experiments.reproduce --protocol=original --runs=3 --data_dir=FOLDER \\
+        --flagfile=experiments/flagfiles/original.flags --name=original
+    python -m experiments.tables          # prints the README's tables
+
+FOLDER is the 2018 Data Science Bowl with the protocols' splits in its index.csv. Run
+after run is trained in --workdir, with the seeds that follow --seed; one that is
+finished is not trained again. The last line names the file of results.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+from absl import flags
+
+from experiments import flags as shared
+from nucseg_jax.files import replacing
+
+_PROTOCOL = flags.DEFINE_enum(
+    "protocol",
+    None,
+    ["original", "literature", "grouped"],
+    "Data and metrics: the Keras notebook's, those of most papers, or whole groups of "
+    "images at their own size.",
+    required=True,
+)
+_NAME = flags.DEFINE_string(
+    "name", None, "Of the recipe, for the results' file.", required=True
+)
+_RUNS = flags.DEFINE_integer("runs", 3, "How many networks to train.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/reproduce", "Folder for the runs.")
+_RESULTS = flags.DEFINE_string(
+    "results", "experiments/results", "Folder for the results' file."
+)
+shared.define_settings("data", "model", "train")
+
+
+def main() -> None:
+    """Trains, scores and writes the results."""
+    protocol, name = _PROTOCOL.value, _NAME.value
+    config = shared.config_from_flags()
+    # Not at the top: loader processes import this module, and need no JAX.
+    from experiments import protocols
+
+    measured = protocols.measure(
+        protocol,
+        config,
+        num_runs=_RUNS.value,
+        workdir=pathlib.Path(_WORKDIR.value) / f"{protocol}_{name}",
+    )
+    path = pathlib.Path(_RESULTS.value) / f"accuracy_{protocol}_{name}.json"
+    text = json.dumps({"name": name} | measured, indent=2)
+    with replacing(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    shared.run(main)

@@ -1,0 +1,128 @@
+"""Prints the README's tables of accuracy and speed from the files in results/.
+
+python -m experiments.tables
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+RESULTS = pathlib.Path(__file__).parent / "results"
+
+Result = dict[str, Any]
+
+# Protocol -> title, and the metrics that it is quoted by, with the digits behind the
+# point: (label, path within a run, digits).
+_METRICS: dict[str, list[tuple[str, tuple[str, ...], int]]] = {
+    "original": [
+        ("F1", ("pooled", "f1"), 3),
+        ("IoU", ("pooled", "iou"), 3),
+        ("AUC", ("pooled", "auc"), 3),
+        ("hard-mask AUC", ("pooled", "hard_mask_auc"), 3),
+    ],
+    "literature": [
+        ("Dice", ("per_image_mean", "dice"), 3),
+        ("IoU", ("per_image_mean", "iou"), 3),
+    ],
+    "grouped": [
+        ("mean AP", ("instances", "per_image_mean", "mean_ap"), 3),
+        ("AP50", ("instances", "per_image_mean", "ap50"), 3),
+        ("count error", ("instances", "per_image_mean", "count_error"), 1),
+    ],
+}
+_PARTS = {"train": "training step", "infer": "inference, accurate mode"}
+
+
+def main() -> None:
+    """Prints all tables."""
+    for table in (accuracy_table, modality_table, speed_table):
+        print(table() + "\n")
+
+
+def accuracy_table() -> str:
+    """Formats the results of `experiments.reproduce`: a row a file."""
+    lines = [
+        "| protocol | network | runs | result | training |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for result in _load("accuracy_*.json"):
+        runs = result["runs"]
+        values = ", ".join(
+            f"{label} {_spread([_get(run, path) for run in runs], digits)}"
+            for label, path, digits in _METRICS[result["protocol"]]
+        )
+        minutes = sum(run["train_s"] for run in runs) / len(runs) / 60
+        features = "…".join(
+            str(f) for f in _ends(result["config"]["model"]["features"])
+        )
+        lines.append(
+            f"| {result['protocol']}, {result['subset']} | {result['name']} "
+            f"({features}) | {len(runs)} | {values} | {minutes:.0f} min |"
+        )
+    return "\n".join(lines)
+
+
+def modality_table() -> str:
+    """Formats the nuclei of each modality, of the first run of a grouped result."""
+    lines = [
+        "| network | modality | images | mean AP | AP50 | count error | pixel IoU |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for result in _load("accuracy_grouped_*.json"):
+        for name, row in result["runs"][0]["instances"]["by_modality"].items():
+            lines.append(
+                f"| {result['name']} | {name.replace('_', ' ')} | {row['num_images']} "
+                f"| {_number(row['mean_ap'], 3)} | {_number(row['ap50'], 3)} "
+                f"| {row['count_error']:.1f} | {_number(row['pixel_iou'], 3)} |"
+            )
+    return "\n".join(lines)
+
+
+def speed_table() -> str:
+    """Formats the original's network on a CPU beside a peer."""
+    lines = [
+        "| | batch | here | PyTorch | times as fast |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    (result,) = _load("speed_cpu_full_width.json")
+    rows = [row for row in result["rows"] if row["part"] in _PARTS]
+    for row in sorted(rows, key=lambda row: list(_PARTS).index(row["part"])):
+        lines.append(
+            f"| {_PARTS[row['part']]} | {row['batch_size']} | {row['s_per_image']:.2f} "
+            f"| {row['peer_s_per_image']:.2f} | {row['ratio']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def _load(pattern: str) -> list[Result]:
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob(pattern))]
+
+
+def _get(run: Result, path: tuple[str, ...]) -> float:
+    value: Any = run
+    for key in path:
+        value = value[key]
+    return float(value)
+
+
+def _spread(values: list[float], digits: int) -> str:
+    """Formats a mean, with the range where there are several."""
+    mean = _number(sum(values) / len(values), digits)
+    if len(values) == 1:
+        return mean
+    return f"{mean} ({_number(min(values), digits)} to {_number(max(values), digits)})"
+
+
+def _number(value: float, digits: int) -> str:
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("0") if 0 < value < 1 else text
+
+
+def _ends(values: list[int]) -> tuple[int, int]:
+    return values[0], values[-1]
+
+
+if __name__ == "__main__":
+    main()

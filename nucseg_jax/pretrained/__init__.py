@@ -1,0 +1,79 @@
+"""The networks that come with the package: where they lie, and that they are whole.
+
+Each is a folder of the layout that training writes (`checkpoints.py`), with its model
+card and the checksums of all its files, in the format of the sha256sum command.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+
+from nucseg_jax.checkpoints import CheckpointError
+from nucseg_jax.files import replacing
+
+NAMES = ("small",)
+DEFAULT = "small"
+
+_SUMS = "SHA256SUMS"
+
+
+def resolve(checkpoint: str | os.PathLike | None) -> pathlib.Path:
+    """Finds the folder of a network.
+
+    Args:
+      checkpoint: A folder, or one of `NAMES` where there is no folder of that name;
+        None or "" = `DEFAULT`.
+
+    Raises:
+      CheckpointError: If a network of the package is damaged.
+    """
+    name = os.fspath(checkpoint or DEFAULT)
+    path = pathlib.Path(name)
+    if checkpoint and (name not in NAMES or path.is_dir()):
+        return path
+    folder = pathlib.Path(__file__).parent / name
+    check_sums(folder)
+    return folder
+
+
+def write_sums(folder: str | os.PathLike) -> None:
+    """Writes the checksums of all files below a folder into it."""
+    root = pathlib.Path(folder)
+    lines = [f"{_sum(root / name)}  {name}\n" for name in _list_files(root)]
+    with replacing(root / _SUMS) as temporary:
+        temporary.write_text("".join(lines), encoding="utf-8")
+
+
+def check_sums(folder: str | os.PathLike) -> None:
+    """Compares all files below a folder with its checksums.
+
+    Raises:
+      CheckpointError: Names the first file that is damaged, missing or unknown.
+    """
+    root = pathlib.Path(folder)
+    if not (root / _SUMS).is_file():
+        raise CheckpointError(f"{root / _SUMS}: is missing; install the package again")
+    lines = (root / _SUMS).read_text(encoding="utf-8").splitlines()
+    wanted = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+    have = {name: _sum(root / name) for name in _list_files(root)}
+    for name in sorted(wanted.keys() | have.keys()):
+        if have.get(name) != wanted.get(name):
+            state = (
+                "is missing"
+                if name not in have
+                else "does not belong there"
+                if name not in wanted
+                else "is damaged"
+            )
+            raise CheckpointError(f"{root / name}: {state}; install the package again")
+
+
+def _list_files(root: pathlib.Path) -> list[str]:
+    found = (path for path in root.rglob("*") if path.is_file() and path.name != _SUMS)
+    return sorted(path.relative_to(root).as_posix() for path in found)
+
+
+def _sum(path: pathlib.Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,97 @@
+"""A protocol from training to the results' file and the table made of it."""
+
+import csv
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from experiments import tables
+from tests.helpers import write_disc_dataset
+
+ROOT = pathlib.Path(__file__).parents[2]
+SETTINGS = [
+    "--features=2,3",
+    "--size=16",
+    "--framing=crop",
+    "--clahe_clip_limit=0",
+    "--augmentation=flips",
+    "--batch_size=2",
+    "--steps_per_epoch=2",
+    "--num_epochs=2",
+    "--targets=foreground,boundary",
+]
+
+
+@pytest.fixture
+def bowl(tmp_path):
+    folder = tmp_path / "data"
+    write_disc_dataset(folder, num_images=6, side=24)
+    (folder / "labels").rename(folder / "masks")
+    write_disc_dataset(tmp_path / "more", num_images=6, side=24)
+    (tmp_path / "more" / "labels").rename(folder / "labels")
+    splits = ["train"] * 3 + ["val"] * 2 + ["test"]
+    with open(folder / "index.csv", "w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["id", "modality", "random_split", "grouped_split"])
+        rows.writerows([f"{k:03}", "discs", s, s] for k, s in enumerate(splits))
+    return folder
+
+
+@pytest.fixture
+def reproduce(tmp_path):
+    def run(protocol, data_dir, runs):
+        arguments = [
+            f"--protocol={protocol}",
+            "--name=tiny",
+            f"--runs={runs}",
+            f"--data_dir={data_dir}",
+            f"--workdir={tmp_path / 'runs'}",
+            f"--results={tmp_path / 'results'}",
+        ]
+        command = [sys.executable, "-m", "experiments.reproduce", *SETTINGS, *arguments]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        name = f"accuracy_{protocol}_tiny.json"
+        return json.loads((tmp_path / "results" / name).read_text())
+
+    return run
+
+
+def test_grouped_scores_nuclei_of_the_test_set(reproduce, bowl, monkeypatch, tmp_path):
+    result = reproduce("grouped", bowl, runs=2)
+    assert [run["seed"] for run in result["runs"]] == [0, 1]
+    assert {run["num_images"] for run in result["runs"]} == {1}
+    assert all(run["instances"]["num_images"] == 1 for run in result["runs"])
+    assert all(run["train_s"] > 0 for run in result["runs"])
+    assert result["config"]["data"]["data_dir"] == ""
+    assert result["machine"]["versions"]["jax"]
+    monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
+    (row,) = tables.accuracy_table().splitlines()[2:]
+    first, second = (
+        run["instances"]["per_image_mean"]["mean_ap"] for run in result["runs"]
+    )
+    assert row.startswith("| grouped, test | tiny (2…3) | 2 | mean AP ")
+    assert f"{(first + second) / 2:.3f}".removeprefix("0") in row
+    (row,) = tables.modality_table().splitlines()[2:]
+    assert row.startswith("| tiny | discs | 1 |")
+    # Finished runs are not trained again.
+    again = reproduce("grouped", bowl, runs=2)
+    assert again["runs"] == result["runs"]
+
+
+def test_literature_learns_the_foreground_of_masks(reproduce, bowl):
+    result = reproduce("literature", bowl, runs=1)
+    assert result["config"]["data"]["targets"] == ["foreground"]
+    assert result["config"]["data"]["truth"] == "masks"
+    assert result["score_size"] == 256 and result["subset"] == "test"
+    assert result["runs"][0]["instances"] is None
+    assert 0 <= result["runs"][0]["per_image_mean"]["dice"] <= 1
+
+
+def test_numbers_are_written_as_in_papers():
+    assert tables._spread([0.5, 0.7], 3) == ".600 (.500 to .700)"
+    assert tables._spread([4.06], 1) == "4.1"
+    assert tables._spread([1.0], 3) == "1.000"
