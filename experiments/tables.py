@@ -37,7 +37,7 @@ _PARTS = {"train": "training step", "infer": "inference, accurate mode"}
 
 def main() -> None:
     """Prints all tables."""
-    for table in (accuracy_table, modality_table, speed_table):
+    for table in (accuracy_table, modality_table, heads_table, speed_table):
         print(table() + "\n")
 
 
@@ -76,6 +76,25 @@ def modality_table() -> str:
                 f"| {result['name']} | {name.replace('_', ' ')} | {row['num_images']} "
                 f"| {_number(row['mean_ap'], 3)} | {_number(row['ap50'], 3)} "
                 f"| {row['count_error']:.1f} | {_number(row['pixel_iou'], 3)} |"
+            )
+    return "\n".join(lines)
+
+
+def heads_table() -> str:
+    """Formats the results of `experiments.heads`, times relative to all heads."""
+    lines = [
+        "| network | head | parameters | pixel IoU | mean AP | ms an image | speed |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for result in _load("heads_*.json"):
+        slowest = result["rows"][-1]["s_per_image"]
+        for row in result["rows"]:
+            mean_ap = _number(row["mean_ap"], 3) if "mean_ap" in row else ""
+            lines.append(
+                f"| {result['name']}, {result['subset']} | {row['head'] or 'all'} "
+                f"| {row['parameters']:,} | {_number(row['iou'], 3)} | {mean_ap} "
+                f"| {1000 * row['s_per_image']:.0f} "
+                f"| {slowest / row['s_per_image']:.1f} |"
             )
     return "\n".join(lines)
 

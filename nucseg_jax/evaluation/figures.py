@@ -222,6 +222,30 @@ def draw_average_precision(
     _save(figure, path, dpi=150)
 
 
+def draw_heads(
+    heads: Mapping[str, Mapping[str, float]], path: str | os.PathLike
+) -> None:
+    """Draws accuracy against time of the heads of a network.
+
+    Args:
+      heads: Label -> row with "s_per_image" and "iou", the fastest first.
+      path: PNG file to write.
+    """
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    times = [1000 * row["s_per_image"] for row in heads.values()]
+    ious = [row["iou"] for row in heads.values()]
+    axes.plot(times, ious, color=_VAL_COLOUR, marker="o", lw=1)
+    for label, x, y in zip(heads, times, ious, strict=True):
+        axes.annotate(label, (x, y), (0, 8), textcoords="offset points", ha="center")
+    axes.set(xlabel="time of an image of 256 × 256 pixels, ms", ylabel="pixel IoU")
+    axes.set_xlim(0, 1.1 * max(times))
+    axes.margins(y=0.2)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
 def draw_errors(
     image: np.ndarray, mask: np.ndarray, foreground: np.ndarray
 ) -> np.ndarray:

@@ -1,0 +1,154 @@
+"""Measures each head of a network by itself: accuracy, time and size of fast mode.
+
+    python -m experiments.heads --checkpoint=small --data_dir=FOLDER --name=small
+
+As in Table 3 and Figure 4 of the UNet++ paper: the further to the right a head stands,
+the more of the network it needs. Writes heads_NAME.json and heads_NAME.png into
+--results; `python -m experiments.tables` prints the first as a table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+from absl import flags
+
+from experiments import flags as shared
+from experiments.device import describe_machine, start_device
+from nucseg_jax import pretrained
+from nucseg_jax.checkpoints import restore_for_inference
+from nucseg_jax.config import Config
+from nucseg_jax.data.index import Example, load_subsets
+from nucseg_jax.evaluation import figures
+from nucseg_jax.evaluation.evaluate import evaluate
+from nucseg_jax.files import replacing
+from nucseg_jax.inference.predictor import Mode, make_predict_fn
+from nucseg_jax.inference.segmenter import make_segmenter
+from nucseg_jax.network.unet_plus_plus import UNetPlusPlus, Variables, prune
+
+_CHECKPOINT = shared.checkpoint()
+_NAME = flags.DEFINE_string("name", None, "Of the results' files.", required=True)
+_SUBSET = flags.DEFINE_enum(
+    "subset", "val", ["train", "val", "test"], "Part of the data to score."
+)
+_RESULTS = flags.DEFINE_string(
+    "results", "experiments/results", "Folder for the results' files."
+)
+_DATA_SETTINGS = ["data_dir", "truth", "split", "val_fraction", "split_seed"]
+shared.define_settings("data", only=_DATA_SETTINGS)
+
+_SIDE = 256
+_REPEATS = 15
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A trained network, and how each of its heads is used."""
+
+    model: UNetPlusPlus
+    variables: Variables
+    config: Config
+
+    def mode(self, head: int) -> Mode:
+        """Head 0 stands for all."""
+        return "fast" if head else "accurate"
+
+    def predict_fn(self, head: int) -> Callable[[Any], jax.Array]:
+        """The compiled function of one head, or of all."""
+        mode = self.mode(head)
+        return make_predict_fn(self.model, self.variables, mode, head=head or None)
+
+    def count_parameters(self, head: int) -> int:
+        """What the head needs of the network."""
+        variables = self.variables
+        if head:
+            _, variables = prune(self.model, variables, head)
+        return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+
+
+def main() -> None:
+    """Scores and times every head by itself, and all together."""
+    restored = Restored(*restore_for_inference(pretrained.resolve(_CHECKPOINT.value)))
+    data = dataclasses.replace(restored.config.data, **shared.given(_DATA_SETTINGS))
+    examples = load_subsets(shared.resolve_data(data))[_SUBSET.value]
+    print(start_device())
+    heads = [*range(1, restored.model.depth), 0]
+    times = time_heads(restored, heads)
+    rows = [
+        {
+            "head": head,
+            "parameters": restored.count_parameters(head),
+            "s_per_image": times[head],
+            **score_head(restored, examples, head),
+        }
+        for head in heads
+    ]
+    about = {"split": data.split, "subset": _SUBSET.value, "timed_side": _SIDE}
+    write(rows, about, pathlib.Path(_RESULTS.value) / f"heads_{_NAME.value}.json")
+
+
+def time_heads(restored: Restored, heads: list[int]) -> dict[int, float]:
+    """Times one random image by each head, in turn; medians of seconds."""
+    image = np.random.default_rng(0).random((1, _SIDE, _SIDE, 3), np.float32)
+    functions = {head: restored.predict_fn(head) for head in heads}
+    taken: dict[int, list[float]] = {head: [] for head in heads}
+    for function in functions.values():
+        seconds(function, image)
+    for _ in range(_REPEATS):
+        for head, function in functions.items():
+            taken[head].append(seconds(function, image))
+    return {head: statistics.median(times) for head, times in taken.items()}
+
+
+def seconds(function: Callable[[Any], jax.Array], image: np.ndarray) -> float:
+    """Times one call."""
+    start = time.perf_counter()
+    jax.block_until_ready(function(image))
+    return time.perf_counter() - start
+
+
+def score_head(
+    restored: Restored, examples: list[Example], head: int
+) -> dict[str, float]:
+    """Scores one head: pixel IoU, pooled, and where it can be told, mean AP."""
+    config = restored.config
+    inference = dataclasses.replace(config.inference, fast_head=head)
+    segmenter = make_segmenter(
+        restored.model,
+        restored.variables,
+        dataclasses.replace(config, inference=inference),
+        mode=restored.mode(head),
+    )
+    bar = tqdm.tqdm(examples, desc=f"head {head or 'all'}", unit="image")
+    scores = evaluate(segmenter, bar, threshold=0.5)
+    row = {"iou": scores.pooled()["iou"]}
+    if scores.instance_counts:
+        row["mean_ap"] = scores.mean_instances()["mean_ap"]
+    return row
+
+
+def write(rows: list[Row], about: dict[str, Any], path: pathlib.Path) -> None:
+    """Writes the numbers and the figure beside them."""
+    report = {"name": _NAME.value, **about, "machine": describe_machine(), "rows": rows}
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    figures.draw_heads(
+        {f"head {row['head']}" if row["head"] else "all": row for row in rows},
+        path.with_suffix(".png"),
+    )
+    print(f"written: {path}, {path.with_suffix('.png')}")
+
+
+if __name__ == "__main__":
+    shared.run(main)
