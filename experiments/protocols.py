@@ -9,13 +9,14 @@ from __future__ import annotations
 import csv
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import tqdm
 
 from experiments import training_run
 from experiments.device import describe_machine
+from nucseg_jax.checkpoints import without_paths
 from nucseg_jax.config import Config
 from nucseg_jax.data.index import load_subsets
 from nucseg_jax.evaluation.evaluate import evaluate
@@ -74,7 +75,7 @@ def measure(
         "subset": rules.subset,
         "score_size": rules.score_size,
         "machine": describe_machine(),
-        "config": _replace(config, "data", data_dir="").to_dict(),
+        "config": without_paths(config).to_dict(),
         "runs": runs,
     }
 
@@ -89,17 +90,23 @@ def _measure_run(
         load_segmenter(workdir), bar, threshold=0.5, score_size=rules.score_size
     ).to_dict()
     del scores["images"]
+    # A run that began with another one took that one's time, too.
+    before = pathlib.Path(config.train.init)
+    began_with = [before] if (before / "history.csv").is_file() else []
     return {
         "seed": config.train.seed,
-        "train_s": _read_seconds(workdir / "history.csv"),
+        "train_s": _read_seconds([*began_with, workdir]),
         **scores,
     }
 
 
-def _read_seconds(path: pathlib.Path) -> float:
-    """Sums up the seconds that the epochs of a run took, without validation."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return sum(float(row["seconds"]) for row in csv.DictReader(file))
+def _read_seconds(runs: Iterable[pathlib.Path]) -> float:
+    """Sums up what the epochs of runs took, without validation."""
+    seconds = 0.0
+    for run in runs:
+        with open(run / "history.csv", newline="", encoding="utf-8") as file:
+            seconds += sum(float(row["seconds"]) for row in csv.DictReader(file))
+    return seconds
 
 
 def _replace(config: Config, section: str, **settings: Any) -> Config:

@@ -43,8 +43,9 @@ def main() -> None:
     protocol, name = _PROTOCOL.value, _NAME.value
     config = shared.config_from_flags()
     # Not at the top: loader processes import this module, and need no JAX.
-    from experiments import protocols
+    from experiments import protocols, training_run
 
+    config = training_run.inherit(config, shared.given(shared.SETTINGS))
     measured = protocols.measure(
         protocol,
         config,

@@ -32,13 +32,32 @@ _METRICS: dict[str, list[tuple[str, tuple[str, ...], int]]] = {
         ("count error", ("instances", "per_image_mean", "count_error"), 1),
     ],
 }
+_DEMO_ROWS = {
+    "pixels: F1 = Dice": ("pixels", "f1"),
+    "pixels: IoU": ("pixels", "iou"),
+    "pixels: AUC of the probabilities": ("pixels", "auc"),
+    "nuclei: AP at IoU .5": ("nuclei", "ap50"),
+    "nuclei: mean AP, IoU .50 to .95": ("nuclei", "mean_ap"),
+}
 _PARTS = {"train": "training step", "infer": "inference, accurate mode"}
 
 
 def main() -> None:
     """Prints all tables."""
-    for table in (accuracy_table, modality_table, heads_table, speed_table):
+    for table in TABLES:
         print(table() + "\n")
+
+
+def demo_table() -> str:
+    """Formats results/demo.json: metrics.json as `make demo` leaves it."""
+    (result,) = _load("demo.json")
+    parts = {"pixels": result, "nuclei": result["instances"]}
+    lines = ["| | pooled | mean of images |", "| --- | --- | --- |"]
+    for label, (part, name) in _DEMO_ROWS.items():
+        pooled = _number(parts[part]["pooled"][name], 3)
+        mean = _number(parts[part]["per_image_mean"][name], 3)
+        lines.append(f"| {label} | {pooled} | {mean} |")
+    return "\n".join(lines)
 
 
 def accuracy_table() -> str:
@@ -141,6 +160,9 @@ def _number(value: float, digits: int) -> str:
 
 def _ends(values: list[int]) -> tuple[int, int]:
     return values[0], values[-1]
+
+
+TABLES = (demo_table, accuracy_table, modality_table, heads_table, speed_table)
 
 
 if __name__ == "__main__":

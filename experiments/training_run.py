@@ -34,7 +34,7 @@ from nucseg_jax.training import history, loop, losses, optim, state, step
 Subsets = Mapping[str, list[index.Example]]
 
 # Settings that a run may change when it is continued.
-_FREE = {"num_epochs", "num_workers", "cache_mib", "data_dir"}
+_FREE = {"num_epochs", "num_workers", "cache_mib", "data_dir", "init"}
 
 
 def run(config: Config, workdir: pathlib.Path) -> None:

@@ -179,9 +179,7 @@ def export_for_inference(
         exported.save(
             step,
             {"ema": variables} if config.train.ema_decay else variables,
-            config=dataclasses.replace(
-                config, data=dataclasses.replace(config.data, data_dir="")
-            ),
+            config=without_paths(config),
             position={},
             metrics=metrics,
         )
@@ -189,6 +187,17 @@ def export_for_inference(
     for mark in pathlib.Path(target).rglob("commit_success.txt"):
         mark.unlink()
     write_decoding(target, config.decoding)
+
+
+def without_paths(config: Config) -> Config:
+    """Drops what only means something on the machine where the config was made."""
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, data_dir=""),
+        train=dataclasses.replace(
+            config.train, init=pathlib.PurePath(config.train.init).name
+        ),
+    )
 
 
 def write_decoding(directory: str | pathlib.Path, decoding: DecodingConfig) -> None:

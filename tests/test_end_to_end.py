@@ -87,6 +87,55 @@ def test_other_settings_are_refused_on_the_same_workdir(trained):
     assert "seed was 0, is 5" in result.stderr
 
 
+def test_training_begins_with_another_networks_parameters(trained, tmp_path):
+    """A step too small to see: the network is the one that it began with."""
+    folder, _, _ = trained
+    before = history(folder / "run")
+    best = max(before, key=lambda row: float(row["val_iou"]))
+    told = succeed(
+        "train",
+        f"--workdir={tmp_path / 'run'}",
+        f"--data_dir={folder / 'data'}",
+        f"--init={folder / 'run'}",
+        "--learning_rate=1e-9",
+        "--batch_norm_momentum=0.999999",
+        "--batch_size=4",
+        "--steps_per_epoch=1",
+        "--num_epochs=1",
+    )
+    assert "beginning with the parameters of" in told
+    (row,) = history(tmp_path / "run")
+    assert float(row["val_iou"]) == pytest.approx(float(best["val_iou"]), abs=1e-3)
+    # What the command line leaves open is as it was there.
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["model"]["features"] == [4, 6, 8]
+    assert config["model"]["batch_norm_momentum"] == 0.999999
+    assert config["data"]["size"] == 32 and config["data"]["augmentation"] == "flips"
+
+
+@pytest.mark.parametrize(
+    "setting", ["--features=4,6,9", "--targets=foreground,boundary"]
+)
+def test_a_network_of_another_shape_is_no_beginning(trained, tmp_path, setting):
+    folder, _, _ = trained
+    arguments = [f"--data_dir={folder / 'data'}", f"--init={folder / 'run'}", setting]
+    result = run("train", f"--workdir={tmp_path / 'run'}", *arguments)
+    assert result.returncode == 1
+    assert "has features (4, 6, 8) and targets ('foreground',)" in result.stderr
+
+
+def test_a_folder_is_segmented_without_any_training(tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    sample = ROOT / "experiments/sample_data/images/514ccfc7.png"
+    (source / "a.png").write_bytes(sample.read_bytes())
+    told = succeed("predict", f"--input={source}", f"--output={tmp_path / 'out'}")
+    assert "network: small, which comes with the project" in told
+    with open(tmp_path / "out" / "summary.csv", newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert int(row["count"]) > 10
+
+
 def test_run_folder_holds_what_the_readme_says(trained):
     folder, _, _ = trained
     names = {path.name for path in (folder / "run").iterdir()}

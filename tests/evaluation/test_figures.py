@@ -270,3 +270,16 @@ def test_average_precision_is_drawn_against_the_threshold(tmp_path, drawn):
     assert legend.get_texts()[0].get_text() == "0.450  group 0"
     assert not legend.get_window_extent().overlaps(axes.get_tightbbox())
     assert read(tmp_path / "average_precision.png").std() > 0
+
+
+def test_heads_stand_at_their_time_and_accuracy(tmp_path, drawn):
+    heads = {
+        "head 1": {"s_per_image": 0.02, "iou": 0.8},
+        "all": {"s_per_image": 0.07, "iou": 0.85},
+    }
+    figures.draw_heads(heads, tmp_path / "heads.png")
+    (axes,) = drawn[0].axes
+    (line,) = axes.lines
+    np.testing.assert_allclose(line.get_xydata(), [[20, 0.8], [70, 0.85]])
+    assert [text.get_text() for text in axes.texts] == list(heads)
+    assert read(tmp_path / "heads.png").std() > 5

@@ -3,7 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nucseg_jax.network.unet_plus_plus import UNetPlusPlus, combine_heads, prune
+from nucseg_jax.network.unet_plus_plus import (
+    UNetPlusPlus,
+    combine_heads,
+    prune,
+    select_targets,
+)
 from tests.helpers import TINY_FEATURES, random_variables
 
 
@@ -147,6 +152,17 @@ def test_only_existing_heads_can_be_kept():
     for head in (0, 3):
         with pytest.raises(ValueError, match="the network has 1 to 2"):
             prune(model, random_variables(model), head)
+
+
+def test_selected_targets_are_those_channels_of_the_heads():
+    names = ("foreground", "boundary", "distance")
+    model = UNetPlusPlus(TINY_FEATURES, num_targets=3)
+    variables = random_variables(model)
+    image = jax.random.uniform(jax.random.key(1), (1, 8, 8, 3))
+    whole = model.apply(variables, image)
+    chosen = select_targets(variables, names, ("distance", "foreground"))
+    part = model.clone(num_targets=2).apply(chosen, image)
+    np.testing.assert_allclose(part, whole[..., [2, 0]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 3), (1, 8, 8, 1), (1, 6, 8, 3), (1, 8, 9, 3)])

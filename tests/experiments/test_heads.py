@@ -1,0 +1,35 @@
+"""Every head of a network by itself: in numbers, as a figure and as a table."""
+
+import json
+
+import PIL.Image
+
+from experiments import tables
+from tests.helpers import write_disc_dataset
+from tests.test_checkpoints import CONFIG, create_state, save
+
+
+def test_each_head_is_scored_timed_and_drawn(load_program, tmp_path, monkeypatch):
+    write_disc_dataset(tmp_path / "data", num_images=4, side=24)
+    save(tmp_path / "run", create_state(), step=1, iou=0.5)
+    program = load_program(
+        "heads",
+        f"--checkpoint={tmp_path / 'run'}",
+        f"--data_dir={tmp_path / 'data'}",
+        f"--results={tmp_path}",
+        "--name=tiny",
+    )
+    program.main()
+    result = json.loads((tmp_path / "heads_tiny.json").read_text())
+    rows = result["rows"]
+    depth = len(CONFIG.model.features)
+    assert [row["head"] for row in rows] == [*range(1, depth), 0]
+    sizes = [row["parameters"] for row in rows]
+    assert sizes == sorted(set(sizes))
+    assert all(row["s_per_image"] > 0 and 0 <= row["iou"] <= 1 for row in rows)
+    with PIL.Image.open(tmp_path / "heads_tiny.png") as picture:
+        assert picture.width > 300
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    lines = tables.heads_table().splitlines()[2:]
+    assert len(lines) == depth
+    assert lines[-1].startswith("| tiny, val | all |") and lines[-1].endswith("| 1.0 |")

@@ -1,0 +1,129 @@
+"""Networks that come with the package: whole, small, and found by name."""
+
+import dataclasses
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from nucseg_jax import checkpoints as ckpt
+from nucseg_jax import load_segmenter, pretrained
+from nucseg_jax.config import DecodingConfig
+from nucseg_jax.data.images import read_image
+from tests.test_checkpoints import CONFIG, create_state, save
+
+ROOT = pathlib.Path(__file__).parents[1]
+MOST_BYTES = {"small": 6e6, "base": 20e6}
+
+
+@pytest.mark.parametrize("name", pretrained.NAMES)
+def test_a_network_is_whole_small_and_says_what_it_is(name):
+    folder = pretrained.resolve(name)
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= MOST_BYTES[name]
+    card = (folder / "card.md").read_text()
+    for heading in ("Data", "Recipe", "Scores", "Limits", "Licence"):
+        assert f"\n## {heading}\n" in card
+    # Where it was trained is nobody's business.
+    assert not any(b"/home/" in path.read_bytes() for path in files)
+    assert ckpt.restore_for_inference(folder)[2].data.data_dir == ""
+
+
+def test_no_checkpoint_means_the_default_network():
+    image = read_image(ROOT / "experiments/sample_data/images/514ccfc7.png")
+    found = load_segmenter()(image)
+    named = load_segmenter(pretrained.DEFAULT)(image)
+    assert found.labels.max() > 10
+    np.testing.assert_array_equal(found.labels, named.labels)
+
+
+def test_a_folder_comes_before_a_network_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert pretrained.resolve("small").is_dir()
+    (tmp_path / "small").mkdir()
+    assert pretrained.resolve("small") == pathlib.Path("small")
+    assert pretrained.resolve(tmp_path / "other") == tmp_path / "other"
+
+
+@pytest.fixture
+def exported(tmp_path):
+    """A run's checkpoints and what is exported of them."""
+    tuned = dataclasses.replace(CONFIG, decoding=DecodingConfig(min_area=77))
+    state = create_state(tuned)
+    save(tmp_path / "run", state, step=3, iou=0.7, config=tuned)
+    ckpt.export_for_inference(tmp_path / "run", tmp_path / "out")
+    pretrained.write_sums(tmp_path / "out")
+    return state, tmp_path / "out"
+
+
+def test_export_keeps_network_and_decoding_in_half_precision(exported):
+    state, folder = exported
+    model, variables, config = ckpt.restore_for_inference(folder)
+    assert tuple(model.features) == CONFIG.model.features
+    assert config.decoding.min_area == 77
+    for name, tolerance in (("params", 1e-3), ("batch_stats", 0)):
+        pairs = zip(
+            jax.tree.leaves(variables[name]),
+            jax.tree.leaves(state.variables[name]),
+            strict=True,
+        )
+        for ours, theirs in pairs:
+            assert ours.dtype == np.float32
+            np.testing.assert_allclose(ours, theirs, rtol=tolerance, atol=1e-7)
+
+
+def test_export_names_no_folder_of_this_machine(exported, tmp_path):
+    _, folder = exported
+    for path in folder.rglob("*"):
+        assert path.is_dir() or str(tmp_path).encode() not in path.read_bytes()
+
+
+def test_export_never_replaces(exported):
+    _, folder = exported
+    with pytest.raises(ckpt.CheckpointError, match="exists"):
+        ckpt.export_for_inference(folder.parent / "run", folder)
+
+
+def files_of(folder):
+    return sorted(p for p in folder.rglob("*") if p.is_file() and "SHA" not in p.name)
+
+
+def test_every_flipped_byte_is_noticed_and_its_file_named(exported):
+    _, folder = exported
+    pretrained.check_sums(folder)
+    rng = np.random.default_rng(0)
+    for path in files_of(folder):
+        whole = path.read_bytes()
+        broken = bytearray(whole)
+        broken[rng.integers(len(broken))] ^= 1 << rng.integers(8)
+        path.write_bytes(broken)
+        with pytest.raises(ckpt.CheckpointError, match=f"{path.name}: is damaged"):
+            pretrained.check_sums(folder)
+        path.write_bytes(whole)
+    pretrained.check_sums(folder)
+
+
+def test_missing_and_foreign_files_are_named(exported):
+    _, folder = exported
+    foreign = folder / "checkpoints" / "more"
+    foreign.touch()
+    with pytest.raises(ckpt.CheckpointError, match="more: does not belong"):
+        pretrained.check_sums(folder)
+    foreign.unlink()
+    (folder / "decoding.json").unlink()
+    with pytest.raises(ckpt.CheckpointError, match=r"decoding\.json: is missing"):
+        pretrained.check_sums(folder)
+    (folder / "SHA256SUMS").unlink()
+    with pytest.raises(ckpt.CheckpointError, match="SHA256SUMS: is missing"):
+        pretrained.check_sums(folder)
+
+
+def test_a_damaged_network_of_the_package_is_refused(tmp_path, monkeypatch):
+    shutil.copytree(pretrained.resolve("small"), tmp_path / "small")
+    monkeypatch.setattr(pretrained, "__file__", str(tmp_path / "__init__.py"))
+    assert load_segmenter().targets
+    (tmp_path / "small" / "card.md").write_text("")
+    with pytest.raises(ckpt.CheckpointError, match=r"card\.md: is damaged"):
+        load_segmenter()
