@@ -43,7 +43,7 @@ _MASKS = {"truth": "masks", "targets": ("foreground",)}
 PROTOCOLS = {
     "original": Protocol({"split": "original_split", **_MASKS}, "val", 256),
     "literature": Protocol({"split": "random_split", **_MASKS}, "test", 256),
-    "grouped": Protocol({"split": "grouped_split", "truth": "labels"}, "test", 0),
+    "grouped": Protocol({"split": "grouped_split", "truth": "auto"}, "test", 0),
 }
 
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import logging
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 import jax
@@ -139,7 +140,7 @@ def restore_for_inference(
     Raises:
       CheckpointError: If there is no checkpoint, or it is damaged.
     """
-    with _open_for_reading(directory) as manager:
+    with _quiet_orbax(), _open_for_reading(directory) as manager:
         folder = pathlib.Path(str(manager.directory))
         step = manager.best_step() if which == "best" else manager.latest_step()
         if step is None:
@@ -226,6 +227,18 @@ def create_model(config: Config) -> UNetPlusPlus:
         dtype=jnp.dtype(config.model.dtype),
         batch_norm_momentum=config.model.batch_norm_momentum,
     )
+
+
+@contextlib.contextmanager
+def _quiet_orbax() -> Iterator[None]:
+    """Keeps Orbax from telling, by three warnings, that reading does not write."""
+    logger = logging.getLogger("absl")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _open_for_reading(directory: str | pathlib.Path) -> ocp.CheckpointManager:
