@@ -56,6 +56,6 @@ def test_importing_the_library_starts_no_jax():
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_no_weights_is_a_clear_error():
-    with pytest.raises(ValueError, match="name the folder of a trained run"):
-        nucseg_jax.load_segmenter()
+def test_a_folder_without_weights_is_a_clear_error(tmp_path):
+    with pytest.raises(ValueError, match="holds no folder checkpoints/ of a trained"):
+        nucseg_jax.load_segmenter(tmp_path)

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import pathlib
 
 import numpy as np
 import pytest
@@ -232,7 +233,7 @@ def test_load_segmenter_uses_what_the_checkpoint_holds(
 
     monkeypatch.setattr(segmenter_module, "restore_for_inference", restore)
     segment = load_segmenter("runs/some", mode=mode, threshold=0.25)
-    assert folders == ["runs/some"]
+    assert folders == [pathlib.Path("runs/some")]
     assert segment.decoding == DecodingConfig(threshold=0.25)
     image = np.random.default_rng(0).random((16, 16, 3), np.float32)
     image = np.round(image * 255) / np.float32(255)
