@@ -2,8 +2,8 @@
 
     python -m experiments.heads --checkpoint=small --data_dir=FOLDER --name=small
 
-As in Table 3 and Figure 4 of the UNet++ paper: the further to the right a head stands,
-the more of the network it needs. Writes heads_NAME.json and heads_NAME.png into
+As the UNet++ paper does for its pruned networks: the further to the right a head
+stands, the more of the network it needs. Writes heads_NAME.json and heads_NAME.png into
 --results; `python -m experiments.tables` prints the first as a table.
 """
 
