@@ -9,7 +9,6 @@ average_precision.png if the truth tells nuclei apart (label images do, masks do
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pathlib
 
@@ -35,13 +34,8 @@ from nucseg_jax.evaluation.report import ap_curves, best_median_worst, format_ta
 from nucseg_jax.files import replacing
 from nucseg_jax.inference.segmenter import Segmenter, make_segmenter
 
-_CHECKPOINT = shared.checkpoint(
-    "Folder of a trained run, or a network that comes with the project: "
-    f"{', '.join(pretrained.NAMES)}."
-)
-_SUBSET = flags.DEFINE_enum(
-    "subset", "val", ["train", "val", "test"], "Part of the data to score."
-)
+_CHECKPOINT = shared.checkpoint()
+_SUBSET = shared.subset()
 _OUTPUT = shared.output("Folder for the results.", required=False)
 _MODE = shared.mode()
 _THRESHOLD = shared.threshold(
@@ -52,8 +46,7 @@ _THRESHOLD = shared.threshold(
 _SCORE_SIZE = flags.DEFINE_integer(
     "score_size", 0, "Score at this square size, pixels; 0 = at each image's own."
 )
-_DATA_SETTINGS = ["data_dir", "truth", "split", "val_fraction", "split_seed"]
-shared.define_settings("data", only=_DATA_SETTINGS)
+shared.define_settings("data", only=shared.DATA_SETTINGS)
 
 
 def main() -> None:
@@ -61,8 +54,7 @@ def main() -> None:
     model, variables, config = restore_for_inference(
         pretrained.resolve(_CHECKPOINT.value)
     )
-    data = dataclasses.replace(config.data, **shared.given(_DATA_SETTINGS))
-    data = shared.resolve_data(data)
+    data = shared.choose_data(config.data)
     subsets = load_subsets(data)
     print(start_device())
     segmenter = make_segmenter(model, variables, config, mode=_MODE.value)

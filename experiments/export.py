@@ -14,7 +14,7 @@ from experiments import flags as shared
 from nucseg_jax import pretrained
 from nucseg_jax.checkpoints import export_for_inference
 
-_CHECKPOINT = shared.checkpoint()
+_CHECKPOINT = shared.checkpoint("Folder of a trained run.")
 _OUTPUT = shared.output("Folder to write; must not exist.")
 
 

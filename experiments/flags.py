@@ -28,6 +28,8 @@ _DEFINE = {
     float: flags.DEFINE_float,
 }
 _SECTIONS = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig}
+# Which data are meant, not how they are prepared.
+DATA_SETTINGS = ["data_dir", "truth", "split", "val_fraction", "split_seed"]
 SETTINGS = [
     field.name
     for section in _SECTIONS.values()
@@ -36,10 +38,21 @@ SETTINGS = [
 
 
 def checkpoint(
-    meaning: str = "Folder of a trained run.", *, required: bool = True
+    meaning: str = "Folder of a trained run, or the name of a network that comes with "
+    "the project: small.",
+    *,
+    required: bool = True,
 ) -> flags.FlagHolder:
     """Asks for the flag --checkpoint."""
     return _once(flags.DEFINE_string, "checkpoint", None, meaning, required=required)
+
+
+def subset() -> flags.FlagHolder:
+    """Asks for the flag --subset."""
+    choices = ["train", "val", "test"]
+    return _once(
+        flags.DEFINE_enum, "subset", "val", choices, "Part of the data to score."
+    )
 
 
 def source(meaning: str) -> flags.FlagHolder:
@@ -109,6 +122,11 @@ def given(names: list[str]) -> dict[str, Any]:
 def resolve_data(config: DataConfig) -> DataConfig:
     """Fills in the sample that comes with the project where no folder is named."""
     return dataclasses.replace(config, data_dir=config.data_dir or str(SAMPLE_DATA))
+
+
+def choose_data(trained: DataConfig) -> DataConfig:
+    """Returns the data of a training, but for what the command line names."""
+    return resolve_data(dataclasses.replace(trained, **given(DATA_SETTINGS)))
 
 
 def run(main: Any) -> None:

@@ -37,14 +37,11 @@ from nucseg_jax.network.unet_plus_plus import UNetPlusPlus, Variables, prune
 
 _CHECKPOINT = shared.checkpoint()
 _NAME = flags.DEFINE_string("name", None, "Of the results' files.", required=True)
-_SUBSET = flags.DEFINE_enum(
-    "subset", "val", ["train", "val", "test"], "Part of the data to score."
-)
+_SUBSET = shared.subset()
 _RESULTS = flags.DEFINE_string(
     "results", "experiments/results", "Folder for the results' files."
 )
-_DATA_SETTINGS = ["data_dir", "truth", "split", "val_fraction", "split_seed"]
-shared.define_settings("data", only=_DATA_SETTINGS)
+shared.define_settings("data", only=shared.DATA_SETTINGS)
 
 _SIDE = 256
 _REPEATS = 15
@@ -80,8 +77,8 @@ class Restored:
 def main() -> None:
     """Scores and times every head by itself, and all together."""
     restored = Restored(*restore_for_inference(pretrained.resolve(_CHECKPOINT.value)))
-    data = dataclasses.replace(restored.config.data, **shared.given(_DATA_SETTINGS))
-    examples = load_subsets(shared.resolve_data(data))[_SUBSET.value]
+    data = shared.choose_data(restored.config.data)
+    examples = load_subsets(data)[_SUBSET.value]
     print(start_device())
     heads = [*range(1, restored.model.depth), 0]
     times = time_heads(restored, heads)

@@ -36,8 +36,8 @@ from nucseg_jax.inference.segmenter import Segmenter, load_segmenter
 from nucseg_jax.inference.streams import PlaneInfo
 
 _CHECKPOINT = shared.checkpoint(
-    "Folder of a trained run, or a network that comes with the project: "
-    f"{', '.join(pretrained.NAMES)}. {pretrained.DEFAULT} if none is named.",
+    "Folder of a trained run, or the name of a network that comes with the project; "
+    f"{pretrained.DEFAULT} if none is named.",
     required=False,
 )
 _INPUT = shared.source("Image, or folder searched with its subfolders.")

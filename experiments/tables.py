@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -52,20 +53,20 @@ def demo_table() -> str:
     """Formats results/demo.json: metrics.json as `make demo` leaves it."""
     (result,) = _load("demo.json")
     parts = {"pixels": result, "nuclei": result["instances"]}
-    lines = ["| | pooled | mean of images |", "| --- | --- | --- |"]
-    for label, (part, name) in _DEMO_ROWS.items():
-        pooled = _number(parts[part]["pooled"][name], 3)
-        mean = _number(parts[part]["per_image_mean"][name], 3)
-        lines.append(f"| {label} | {pooled} | {mean} |")
-    return "\n".join(lines)
+    rows = [
+        (
+            label,
+            _number(parts[part]["pooled"][name], 3),
+            _number(parts[part]["per_image_mean"][name], 3),
+        )
+        for label, (part, name) in _DEMO_ROWS.items()
+    ]
+    return _format(("", "pooled", "mean of images"), rows)
 
 
 def accuracy_table() -> str:
     """Formats the results of `experiments.reproduce`: a row a file."""
-    lines = [
-        "| protocol | network | runs | result | training |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    rows = []
     for result in _load("accuracy_*.json"):
         runs = result["runs"]
         values = ", ".join(
@@ -76,62 +77,75 @@ def accuracy_table() -> str:
         features = "…".join(
             str(f) for f in _ends(result["config"]["model"]["features"])
         )
-        lines.append(
-            f"| {result['protocol']}, {result['subset']} | {result['name']} "
-            f"({features}) | {len(runs)} | {values} | {minutes:.0f} min |"
-        )
-    return "\n".join(lines)
+        protocol = f"{result['protocol']}, {result['subset']}"
+        network = f"{result['name']} ({features})"
+        rows.append((protocol, network, len(runs), values, f"{minutes:.0f} min"))
+    return _format(("protocol", "network", "runs", "result", "training"), rows)
 
 
 def modality_table() -> str:
     """Formats the nuclei of each modality, of the first run of a grouped result."""
-    lines = [
-        "| network | modality | images | mean AP | AP50 | count error | pixel IoU |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+    header = ("network", "modality", "images", "mean AP", "AP50")
+    rows = [
+        (
+            result["name"],
+            name.replace("_", " "),
+            row["num_images"],
+            _number(row["mean_ap"], 3),
+            _number(row["ap50"], 3),
+            f"{row['count_error']:.1f}",
+            _number(row["pixel_iou"], 3),
+        )
+        for result in _load("accuracy_grouped_*.json")
+        for name, row in result["runs"][0]["instances"]["by_modality"].items()
     ]
-    for result in _load("accuracy_grouped_*.json"):
-        for name, row in result["runs"][0]["instances"]["by_modality"].items():
-            lines.append(
-                f"| {result['name']} | {name.replace('_', ' ')} | {row['num_images']} "
-                f"| {_number(row['mean_ap'], 3)} | {_number(row['ap50'], 3)} "
-                f"| {row['count_error']:.1f} | {_number(row['pixel_iou'], 3)} |"
-            )
-    return "\n".join(lines)
+    return _format((*header, "count error", "pixel IoU"), rows)
 
 
 def heads_table() -> str:
     """Formats the results of `experiments.heads`, times relative to all heads."""
-    lines = [
-        "| network | head | parameters | pixel IoU | mean AP | ms an image | speed |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+    header = ("network", "head", "parameters", "pixel IoU", "mean AP")
+    rows = [
+        (
+            f"{result['name']}, {result['subset']}",
+            row["head"] or "all",
+            f"{row['parameters']:,}",
+            _number(row["iou"], 3),
+            _number(row["mean_ap"], 3) if "mean_ap" in row else "",
+            f"{1000 * row['s_per_image']:.0f}",
+            f"{result['rows'][-1]['s_per_image'] / row['s_per_image']:.1f}",
+        )
+        for result in _load("heads_*.json")
+        for row in result["rows"]
     ]
-    for result in _load("heads_*.json"):
-        slowest = result["rows"][-1]["s_per_image"]
-        for row in result["rows"]:
-            mean_ap = _number(row["mean_ap"], 3) if "mean_ap" in row else ""
-            lines.append(
-                f"| {result['name']}, {result['subset']} | {row['head'] or 'all'} "
-                f"| {row['parameters']:,} | {_number(row['iou'], 3)} | {mean_ap} "
-                f"| {1000 * row['s_per_image']:.0f} "
-                f"| {slowest / row['s_per_image']:.1f} |"
-            )
-    return "\n".join(lines)
+    return _format((*header, "ms an image", "speed"), rows)
 
 
 def speed_table() -> str:
     """Formats the original's network on a CPU beside a peer."""
-    lines = [
-        "| | batch | here | PyTorch | times as fast |",
-        "| --- | --- | --- | --- | --- |",
-    ]
     (result,) = _load("speed_cpu_full_width.json")
-    rows = [row for row in result["rows"] if row["part"] in _PARTS]
-    for row in sorted(rows, key=lambda row: list(_PARTS).index(row["part"])):
-        lines.append(
-            f"| {_PARTS[row['part']]} | {row['batch_size']} | {row['s_per_image']:.2f} "
-            f"| {row['peer_s_per_image']:.2f} | {row['ratio']:.2f} |"
+    rows = [
+        (
+            title,
+            row["batch_size"],
+            f"{row['s_per_image']:.2f}",
+            f"{row['peer_s_per_image']:.2f}",
+            f"{row['ratio']:.2f}",
         )
-    return "\n".join(lines)
+        for part, title in _PARTS.items()
+        for row in result["rows"]
+        if row["part"] == part
+    ]
+    return _format(("", "batch", "here", "PyTorch", "times as fast"), rows)
+
+
+def _format(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
+    """Formats a table in Markdown."""
+    lines = [header, ["---"] * len(header), *rows]
+    # An empty corner is one space wide.
+    return "\n".join(
+        "| " + " | ".join(map(str, line)).lstrip() + " |" for line in lines
+    )
 
 
 def _load(pattern: str) -> list[Result]:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import tqdm
 
 from experiments.device import start_device
-from experiments.flags import resolve_data
+from experiments.flags import DATA_SETTINGS, resolve_data
 from nucseg_jax import checkpoints as ckpt
 from nucseg_jax import pretrained
 from nucseg_jax.config import Config
@@ -93,7 +93,7 @@ def inherit(config: Config, given: Mapping[str, Any]) -> Config:
     if not config.train.init:
         return config
     _, _, old = ckpt.restore_for_inference(pretrained.resolve(config.train.init))
-    own = {"data_dir", "truth", "split", "val_fraction", "split_seed", "balance_by"}
+    own = {*DATA_SETTINGS, "balance_by"}
     sections = {}
     for name in ("data", "model"):
         before = dataclasses.asdict(getattr(old, name))

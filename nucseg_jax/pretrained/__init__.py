@@ -59,15 +59,14 @@ def check_sums(folder: str | os.PathLike) -> None:
     wanted = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
     have = {name: _sum(root / name) for name in _list_files(root)}
     for name in sorted(wanted.keys() | have.keys()):
-        if have.get(name) != wanted.get(name):
-            state = (
-                "is missing"
-                if name not in have
-                else "does not belong there"
-                if name not in wanted
-                else "is damaged"
-            )
-            raise CheckpointError(f"{root / name}: {state}; install the package again")
+        if have.get(name) == wanted.get(name):
+            continue
+        state = "is damaged"
+        if name not in have:
+            state = "is missing"
+        elif name not in wanted:
+            state = "does not belong there"
+        raise CheckpointError(f"{root / name}: {state}; install the package again")
 
 
 def _list_files(root: pathlib.Path) -> list[str]:
