@@ -14,6 +14,7 @@ import dataclasses
 import json
 import pathlib
 import statistics
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 import tqdm
@@ -147,14 +148,24 @@ def measure_loader(config: Config) -> list[dict]:
         for workers in (0, 1, 2):
             rate = measure.loader_rate(config, examples, workers, _LOADER_SECONDS)
             rates[f"loader, {workers} workers"].append(rate)
-    return [
-        {
-            "part": part,
-            "images_per_s": statistics.median(rate),
-            "all_images_per_s": rate,
-        }
-        for part, rate in rates.items()
-    ]
+    return [_loader_row(part, rates) for part in rates]
+
+
+def _loader_row(part: str, rates: Mapping[str, list[float]]) -> dict:
+    ratios = {
+        f"of_{name}": statistics.median(
+            rate / other for rate, other in zip(rates[part], others, strict=True)
+        )
+        for name, others in (
+            ("bare_transforms", rates["transforms alone, one core"]),
+            ("one_worker", rates["loader, 1 workers"]),
+        )
+    }
+    return {
+        "part": part,
+        "images_per_s": statistics.median(rates[part]),
+        "all_images_per_s": rates[part],
+    } | ratios
 
 
 def machine(config: Config) -> dict:
@@ -175,7 +186,11 @@ def format_table(rows: list[dict]) -> str:
     ]
     for row in rows:
         if "images_per_s" in row:
-            lines.append(f"{row['part']:<{width}}{row['images_per_s']:>16.1f} images/s")
+            lines.append(
+                f"{row['part']:<{width}}{row['images_per_s']:>16.1f} images/s, "
+                f"{row['of_bare_transforms']:.2f} of the bare transforms, "
+                f"{row['of_one_worker']:.2f} of one worker"
+            )
             continue
         line = (
             f"{row['part']:<{width}}{row['batch_size']:>6}{row['s_per_image']:>10.4f}"

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,6 +108,17 @@ def transforms_rate(
     config: Config, examples: list[index.Example], seconds: float
 ) -> float:
     """Measures images a second of the bare transforms on one core, without a loader."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(0)
+    try:
+        return _transforms_rate(config, examples, seconds)
+    finally:
+        cv2.setNumThreads(threads)
+
+
+def _transforms_rate(
+    config: Config, examples: list[index.Example], seconds: float
+) -> float:
     prepared = pipeline.PreparedExamples(examples, config.data)
     samples = [prepared[i] for i in range(len(prepared))]
     augment, rng = pipeline.Augment(config.data), np.random.default_rng(0)

@@ -24,12 +24,14 @@ from nucseg_jax.config import DataConfig
 from nucseg_jax.data import images, preprocessing, transforms, truth
 from nucseg_jax.data.index import Example
 from nucseg_jax.data.sampling import count_repeats
-from nucseg_jax.data.targets import make_targets
+from nucseg_jax.data.targets import choose_dtype, make_targets
 
 # Batches are read ahead in each process. By default grain would hold 500 of them:
 # 5 GiB of ten images at 256 x 256. More threads than these wait for Python's lock.
 _READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 _WORKER_READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
+# Shared memory takes longer to make and to open than so few bytes to copy.
+_WORKER_OPTIONS = grain.experimental.DatasetOptions(min_shm_size=1 << 14)
 
 
 class Batch(TypedDict):
@@ -230,7 +232,9 @@ def make_eval_batches(
 def _iterate(batches: grain.MapDataset, num_workers: int) -> grain.DatasetIterator:
     if not num_workers:
         return iter(batches.map(_to_float).to_iter_dataset(_READ_OPTIONS))
-    dataset = batches.to_iter_dataset(_WORKER_READ_OPTIONS)
+    dataset = grain.experimental.WithOptionsIterDataset(
+        batches.to_iter_dataset(_WORKER_READ_OPTIONS), _WORKER_OPTIONS
+    )
     # grain hands absl's flags to its workers and refuses unparsed ones, which they
     # are wherever no absl program runs: in a notebook, in a test.
     if not flags.FLAGS.is_parsed():
@@ -274,7 +278,8 @@ def _fit_centre(pixels: np.ndarray, side: int) -> np.ndarray:
 class _Stack:
     """Stacks samples to a batch of a fixed size, filled up with rows of zeros.
 
-    Its image is still uint8: between processes, a quarter is to be moved.
+    Its image is still uint8, and its mask bool where that will do: between processes,
+    a quarter is to be moved.
     """
 
     targets: tuple[str, ...]
@@ -285,7 +290,7 @@ class _Stack:
         # Written in place: fresh memory for each image, and then for the stack of
         # them, would cost ten times the copy itself.
         image = np.empty((*shape, 3), np.uint8)
-        mask = np.empty((*shape, len(self.targets)), np.float32)
+        mask = np.empty((*shape, len(self.targets)), choose_dtype(self.targets))
         for k, sample in enumerate(samples):
             image[k] = sample.image_u8
             make_targets(sample.label_image, self.targets, out=mask[k])
@@ -302,8 +307,9 @@ class _Stack:
 
 
 def _to_float(batch: Batch) -> Batch:
-    """Brings a stacked image to [0, 1]."""
-    return Batch({**batch, "image": preprocessing.to_float(batch["image"])})
+    """Brings a stacked image to [0, 1], and its mask to float32."""
+    image = preprocessing.to_float(batch["image"])
+    return Batch({**batch, "image": image, "mask": batch["mask"].astype(np.float32)})
 
 
 def _to_uint16(label_image: np.ndarray, name: str) -> np.ndarray:

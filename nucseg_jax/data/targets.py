@@ -20,10 +20,15 @@ def make_targets(
     Args:
       label_image: Integers [H, W], 0 = background.
       names: Of `TARGETS`; T of them.
-      out: float32 [H, W, T], filled with values in [0, 1].
+      out: [H, W, T] of `choose_dtype(names)` or float32, filled with values in [0, 1].
     """
     for k, name in enumerate(names):
         out[..., k] = TARGETS[name](label_image)
+
+
+def choose_dtype(names: Sequence[str]) -> np.dtype:
+    """Chooses the smallest dtype that holds all named targets: bool or float32."""
+    return np.dtype(bool if _BINARY.issuperset(names) else np.float32)
 
 
 def foreground(label_image: np.ndarray) -> np.ndarray:
@@ -64,3 +69,4 @@ def _cv_labels(label_image: np.ndarray) -> np.ndarray:
 
 
 TARGETS = {"foreground": foreground, "boundary": boundary, "distance": distance}
+_BINARY = frozenset({"foreground", "boundary"})
