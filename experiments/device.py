@@ -8,6 +8,7 @@ import os
 import pathlib
 import platform
 import shutil
+import subprocess
 from typing import Any
 
 import jax
@@ -47,7 +48,18 @@ def describe_machine() -> dict[str, Any]:
         "processor": _processor(),
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "commit": _commit(),
     }
+
+
+def _commit() -> str:
+    """Names the git commit that runs, and whether files differ from it; "" if none."""
+    root = pathlib.Path(__file__).parents[1]
+    if not (root / ".git").exists() or not shutil.which("git"):
+        return ""
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty"]
+    told = subprocess.run(command, capture_output=True, text=True)
+    return told.stdout.strip()
 
 
 def _processor() -> str:

@@ -19,9 +19,9 @@ from absl import flags
 from experiments import flags as shared
 from experiments.device import start_device
 from nucseg_jax import pretrained
-from nucseg_jax.checkpoints import restore_for_inference
+from nucseg_jax.checkpoints import read_fingerprints, restore_for_inference
 from nucseg_jax.config import DataConfig
-from nucseg_jax.data.index import Example, load_subsets
+from nucseg_jax.data.index import Example, fingerprint, load_subsets
 from nucseg_jax.evaluation import figures
 from nucseg_jax.evaluation.evaluate import (
     Evaluation,
@@ -57,6 +57,8 @@ def main() -> None:
     data = shared.choose_data(config.data)
     subsets = load_subsets(data)
     print(start_device())
+    if not shared.given(shared.DATA_SETTINGS):
+        warn_if_changed(subsets[_SUBSET.value])
     segmenter = make_segmenter(model, variables, config, mode=_MODE.value)
     evaluation = evaluate(
         segmenter,
@@ -66,6 +68,17 @@ def main() -> None:
     )
     print(f"\n{_SUBSET.value} of {data.data_dir}\n{format_table(evaluation)}\n")
     write_results(segmenter, evaluation, protocol(data), output_folder())
+
+
+def warn_if_changed(examples: list[Example]) -> None:
+    """Tells if these are no longer the files that the run was trained with."""
+    before = read_fingerprints(pretrained.resolve(_CHECKPOINT.value))
+    wanted = before.get(_SUBSET.value)
+    if wanted and wanted != fingerprint(examples):
+        print(
+            f"WARNING: images or truth of {_SUBSET.value} have changed since training; "
+            "these numbers do not compare with the run's own"
+        )
 
 
 def progress(examples: list[Example], name: str) -> tqdm.tqdm:

@@ -18,6 +18,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from absl import app, flags, logging
 
 from nucseg_jax.config import Config, ConfigError, DataConfig, ModelConfig, TrainConfig
+from nucseg_jax.training.stopping import Stopped
 
 flags.disclaim_key_flags()  # Flags defined here show in the help of who asked.
 
@@ -140,13 +141,30 @@ def run(main: Any) -> None:
             raise app.UsageError(f"unexpected argument: {argv[1]}")
         try:
             return main()
-        except (ValueError, OSError) as error:
-            if os.environ.get("NUCSEG_TRACEBACK"):
+        except Stopped as error:
+            print(f"{error}; the same command goes on from there", file=sys.stderr)
+            return error.exit_code
+        except (ValueError, OSError, MemoryError, RuntimeError) as error:
+            message = _explain(error)
+            if not message or os.environ.get("NUCSEG_TRACEBACK"):
                 raise
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {message}", file=sys.stderr)
             return 1
 
     app.run(guarded)
+
+
+def _explain(error: Exception) -> str:
+    """Says what a user can do about an error; nothing if it is a fault of ours."""
+    if isinstance(error, (ValueError, OSError)):
+        return str(error)
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        reason = str(error).strip().splitlines() or ["of this computer"]
+        return (
+            f"out of memory ({reason[0][:200]}): lower --batch_size, --size or "
+            "--features to train, --tile to predict, or close other programs"
+        )
+    return ""
 
 
 def _once(define: Callable[..., Any], name: str, *args: Any, **kwargs: Any) -> Any:

@@ -21,6 +21,7 @@ from nucseg_jax.config import Config
 from nucseg_jax.data.index import load_subsets
 from nucseg_jax.evaluation.evaluate import evaluate
 from nucseg_jax.inference.segmenter import load_segmenter
+from nucseg_jax.training.stopping import StopRequest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,12 @@ PROTOCOLS = {
 
 
 def measure(
-    protocol: str, config: Config, *, num_runs: int, workdir: pathlib.Path
+    protocol: str,
+    config: Config,
+    *,
+    num_runs: int,
+    workdir: pathlib.Path,
+    stop: StopRequest,
 ) -> dict[str, Any]:
     """Trains and scores networks that differ in their seeds.
 
@@ -57,6 +63,7 @@ def measure(
       config: The recipe; its seed is that of the first run.
       num_runs: How many networks.
       workdir: Folder for the runs; those that are finished there are only scored.
+      stop: Whether to stop before the end.
 
     Returns:
       What was measured, on what and by which settings, for JSON.
@@ -66,7 +73,7 @@ def measure(
     seeds = range(config.train.seed, config.train.seed + num_runs)
     runs = [
         _measure_run(
-            _replace(config, "train", seed=seed), workdir / f"seed_{seed}", rules
+            _replace(config, "train", seed=seed), workdir / f"seed_{seed}", rules, stop
         )
         for seed in seeds
     ]
@@ -81,9 +88,9 @@ def measure(
 
 
 def _measure_run(
-    config: Config, workdir: pathlib.Path, rules: Protocol
+    config: Config, workdir: pathlib.Path, rules: Protocol, stop: StopRequest
 ) -> dict[str, Any]:
-    training_run.run(config, workdir)
+    training_run.run(config, workdir, stop)
     examples = load_subsets(config.data)[rules.subset]
     bar = tqdm.tqdm(examples, desc=f"scoring {rules.subset}", unit="image")
     scores = evaluate(

@@ -18,6 +18,7 @@ from absl import flags
 
 from experiments import flags as shared
 from nucseg_jax.files import replacing
+from nucseg_jax.training.stopping import StopRequest
 
 _PROTOCOL = flags.DEFINE_enum(
     "protocol",
@@ -40,6 +41,12 @@ shared.define_settings("data", "model", "train")
 
 def main() -> None:
     """Trains, scores and writes the results."""
+    with StopRequest() as stop:
+        reproduce(stop)
+
+
+def reproduce(stop: StopRequest) -> None:
+    """Does so; started again after a stop, it goes on."""
     protocol, name = _PROTOCOL.value, _NAME.value
     config = shared.config_from_flags()
     # Not at the top: loader processes import this module, and need no JAX.
@@ -51,6 +58,7 @@ def main() -> None:
         config,
         num_runs=_RUNS.value,
         workdir=pathlib.Path(_WORKDIR.value) / f"{protocol}_{name}",
+        stop=stop,
     )
     path = pathlib.Path(_RESULTS.value) / f"accuracy_{protocol}_{name}.json"
     text = json.dumps({"name": name} | measured, indent=2)

@@ -3,9 +3,11 @@
     python -m experiments.train --flagfile=experiments/flagfiles/demo.flags \\
         --workdir=runs/demo
 
-Started again with the same --workdir, it goes on where the last checkpoint stands.
+Started again with the same --workdir, it goes on where it stopped: at the step at which
+SIGTERM or Ctrl-C came, or else after the last whole epoch.
 With --init=small it begins with what the network that comes with the project knows.
-The workdir gets checkpoints/, config.json, history.csv, curves.png and tensorboard/.
+The workdir gets checkpoints/, config.json, starts.json, history.csv, curves.png and
+tensorboard/.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import pathlib
 from absl import flags
 
 from experiments import flags as shared
+from nucseg_jax.training.stopping import StopRequest
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 shared.define_settings("data", "model", "train")
@@ -22,12 +25,13 @@ shared.define_settings("data", "model", "train")
 
 def main() -> None:
     """Trains with the settings that the flags give."""
-    config = shared.config_from_flags()
-    # Not at the top: loader processes import this module, and need no JAX.
-    from experiments import training_run
+    with StopRequest() as stop:
+        config, workdir = shared.config_from_flags(), pathlib.Path(_WORKDIR.value)
+        # Not at the top: loader processes import this module, and need no JAX.
+        from experiments import training_run
 
-    config = training_run.inherit(config, shared.given(shared.SETTINGS))
-    training_run.run(config, pathlib.Path(_WORKDIR.value))
+        config = training_run.inherit(config, shared.given(shared.SETTINGS), workdir)
+        training_run.run(config, workdir, stop)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
+import functools
 import json
 import math
 import pathlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -18,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import tqdm
 
-from experiments.device import start_device
+from experiments.device import describe_machine, start_device
 from experiments.flags import DATA_SETTINGS, resolve_data
 from nucseg_jax import checkpoints as ckpt
 from nucseg_jax import pretrained
@@ -30,17 +33,47 @@ from nucseg_jax.files import replacing
 from nucseg_jax.inference.segmenter import make_segmenter
 from nucseg_jax.network.unet_plus_plus import select_targets
 from nucseg_jax.training import history, loop, losses, optim, state, step
+from nucseg_jax.training.stopping import StopRequest
 
 Subsets = Mapping[str, list[index.Example]]
 
 # Settings that a run may change when it is continued.
-_FREE = {"num_epochs", "num_workers", "cache_mib", "data_dir", "init"}
+_FREE = {"num_epochs", "num_workers", "cache_mib", "data_dir", "init", "max_skipped"}
 
 
-def run(config: Config, workdir: pathlib.Path) -> None:
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What stays the same from the start of a run to its end.
+
+    Attributes:
+      config: All settings.
+      workdir: The run's folder.
+      subsets: Its data.
+      fingerprints: Checksum of each subset.
+      saved: Its checkpoints.
+      stop: Whether it shall end before its end.
+    """
+
+    config: Config
+    workdir: pathlib.Path
+    subsets: Subsets
+    fingerprints: Mapping[str, str]
+    saved: ckpt.Checkpoints
+    stop: StopRequest
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches an epoch."""
+        train = self.config.train
+        whole = math.ceil(len(self.subsets["train"]) / train.batch_size)
+        return train.steps_per_epoch or whole
+
+
+def run(config: Config, workdir: pathlib.Path, stop: StopRequest) -> None:
     """Trains from scratch, or on from the last checkpoint in `workdir`.
 
     Raises:
+      Stopped: If a stop was requested; the same call goes on from there.
       ValueError: If the data or the settings cannot work.
     """
     data = resolve_data(config.data)
@@ -51,48 +84,60 @@ def run(config: Config, workdir: pathlib.Path) -> None:
     with contextlib.closing(ckpt.Checkpoints(workdir)) as saved:
         check_resumable(workdir, saved.saved_config(), config)
         write_config(workdir, config)
-        _train(config, subsets, workdir, saved)
-    tune(workdir, subsets["val"])
+        prints = {name: take_fingerprint(name, part) for name, part in subsets.items()}
+        record_start(workdir, prints)
+        _train(Run(config, workdir, subsets, prints, saved, stop))
+    tune(workdir, subsets["val"], stop)
     print(f"{config.train.num_epochs} epochs done, see {workdir / 'curves.png'}")
 
 
-def _train(
-    config: Config, subsets: Subsets, workdir: pathlib.Path, saved: ckpt.Checkpoints
-) -> None:
-    train = config.train
-    steps = train.steps_per_epoch or math.ceil(len(subsets["train"]) / train.batch_size)
-    start = _restore_or_create(config, steps, saved)
+def _train(run: Run) -> None:
+    config, train = run.config, run.config.train
+    start, progress = _restore_or_create(run)
     loss = losses.make_loss(train.supervision, config.data.targets)
     train_step = step.make_train_step(loss, ema_decay=train.ema_decay)
     eval_step = step.make_eval_step(ckpt.create_model(config), loss)
-    record = history.History(workdir, num_epochs_done=int(start.step) // steps)
+    record = history.History(run.workdir, num_epochs_done=progress.epoch)
     with (
         contextlib.closing(record),
-        _train_batches(config, subsets["train"], int(start.step)) as batches,
+        _train_batches(run, int(start.step)) as batches,
     ):
         loop.fit(
             start,
             batches,
             jax.jit(train_step, donate_argnums=0),
-            loop.make_validate(jax.jit(eval_step), _val_batches(config, subsets)),
+            loop.make_validate(jax.jit(eval_step), _val_batches(run), run.stop),
             num_epochs=train.num_epochs,
-            steps_per_epoch=steps,
-            end_epoch=_make_end_epoch(config, workdir, saved, record),
+            steps_per_epoch=run.steps_per_epoch,
+            end_epoch=_make_end_epoch(run, record),
+            begin=progress,
+            stop=run.stop,
+            save_progress=functools.partial(_save_progress, run),
+            max_skipped=train.max_skipped,
         )
 
 
-def inherit(config: Config, given: Mapping[str, Any]) -> Config:
+def inherit(
+    config: Config, given: Mapping[str, Any], workdir: pathlib.Path | None = None
+) -> Config:
     """Takes over the settings of the network that training begins with.
 
-    Where the data lie and how they are split is not among them.
+    Where the data lie and how they are split is not among them. A run that goes on
+    has its own settings, and needs that network no more.
 
     Args:
       config: Of the command line.
       given: Settings that the command line sets, which stay as they are.
+      workdir: Of the run, if it is a single one.
     """
     if not config.train.init:
         return config
-    _, _, old = ckpt.restore_for_inference(pretrained.resolve(config.train.init))
+    old = None
+    if workdir:
+        with contextlib.closing(ckpt.Checkpoints(workdir)) as saved:
+            old = saved.saved_config()
+    if old is None:
+        _, _, old = ckpt.restore_for_inference(pretrained.resolve(config.train.init))
     own = {*DATA_SETTINGS, "balance_by"}
     sections = {}
     for name in ("data", "model"):
@@ -118,11 +163,33 @@ def check_truth(subsets: Subsets, config: Config) -> None:
         )
 
 
-def tune(workdir: pathlib.Path, examples: list[index.Example]) -> None:
+def take_fingerprint(name: str, examples: list[index.Example]) -> str:
+    """Returns the checksum of a subset, under a bar, as it reads every byte."""
+    bar = tqdm.tqdm(examples, desc=f"reading {name}", unit="image", leave=False)
+    return index.fingerprint(bar)
+
+
+def record_start(workdir: pathlib.Path, fingerprints: Mapping[str, str]) -> None:
+    """Adds to starts.json when, where, and with what software and data."""
+    path = workdir / "starts.json"
+    starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    about = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "data": dict(fingerprints),
+    }
+    starts.append(about | describe_machine())
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(starts, indent=2) + "\n", encoding="utf-8")
+
+
+def tune(
+    workdir: pathlib.Path, examples: list[index.Example], stop: StopRequest
+) -> None:
     """Tunes the decoding of the best checkpoint on validation, and keeps it there."""
     segmenter = make_segmenter(*ckpt.restore_for_inference(workdir))
     bar = tqdm.tqdm(examples, desc="tuning on val", unit="image")
-    tuning = tune_decoding(segmenter, bar)
+    tuning = tune_decoding(segmenter, stop.watch(bar))
     if tuning is None:
         print("  not tuned: the truth does not tell touching nuclei apart")
         return
@@ -130,21 +197,37 @@ def tune(workdir: pathlib.Path, examples: list[index.Example]) -> None:
     print(f"  instance mean AP {tuning.mean_ap:.4f}, untuned {tuning.before:.4f}")
 
 
-def _restore_or_create(
-    config: Config, steps: int, saved: ckpt.Checkpoints
-) -> state.TrainState:
+def _restore_or_create(run: Run) -> tuple[state.TrainState, loop.Progress]:
+    config = run.config
     created = state.create_train_state(
         ckpt.create_model(config),
-        optim.create_optimizer(config.train, steps),
+        optim.create_optimizer(config.train, run.steps_per_epoch),
         seed=config.train.seed,
         ema_decay=config.train.ema_decay,
     )
-    restored = saved.restore_latest(created)
+    restored = run.saved.restore_latest(created)
     if restored is None:
-        return _begin_with(config, created) if config.train.init else created
+        start = _begin_with(config, created) if config.train.init else created
+        return start, loop.Progress(0)
     resumed, position = restored
-    print(f"going on after epoch {position['epoch']}")
-    return resumed
+    _check_data(run, position["data"])
+    progress = loop.Progress(
+        position["epoch"],
+        loop.EpochMetrics.from_dict(position["trained"]),
+        position["seconds"],
+    )
+    print(f"going on after epoch {progress.epoch}, step {int(resumed.step)}")
+    return resumed, progress
+
+
+def _check_data(run: Run, before: Mapping[str, str]) -> None:
+    for name, fingerprint in run.fingerprints.items():
+        if fingerprint != before.get(name):
+            raise ValueError(
+                f"{run.config.data.data_dir}: the {name} images or their truth are no "
+                f"longer those that {run.workdir} was trained with: bring them back, "
+                f"or begin another run with --init={run.workdir}"
+            )
 
 
 def _begin_with(config: Config, created: state.TrainState) -> state.TrainState:
@@ -173,32 +256,51 @@ def _begin_with(config: Config, created: state.TrainState) -> state.TrainState:
 
 
 @contextlib.contextmanager
-def _train_batches(
-    config: Config, examples: list[index.Example], first_batch: int
-) -> Iterator[Iterator[Any]]:
+def _train_batches(run: Run, first_batch: int) -> Iterator[Iterator[Any]]:
+    """Opens the loader; names the files of a batch that cannot be learned from."""
+    train, examples = run.config.train, run.subsets["train"]
     batches = pipeline.make_train_batches(
         examples,
-        config.data,
-        batch_size=config.train.batch_size,
-        seed=config.train.seed,
-        num_workers=config.train.num_workers,
+        run.config.data,
+        batch_size=train.batch_size,
+        seed=train.seed,
+        num_workers=train.num_workers,
         first_batch=first_batch,
     )
     with contextlib.closing(batches):
-        yield batches
+        try:
+            yield batches
+        except loop.NotFiniteError as error:
+            names = ", ".join(str(examples[i].image) for i in error.index)
+            raise ValueError(
+                f"{error} for more than {train.max_skipped} batches in a row; lower "
+                "--learning_rate, or set --clip_norm=1. The last batch: " + names
+            ) from error
 
 
-def _val_batches(config: Config, subsets: Subsets):
+def _val_batches(run: Run):
     return pipeline.make_eval_batches(
-        subsets["val"], config.data, batch_size=config.train.batch_size
+        run.subsets["val"], run.config.data, batch_size=run.config.train.batch_size
+    )
+
+
+def _position(run: Run, progress: loop.Progress) -> dict[str, Any]:
+    return {
+        "epoch": progress.epoch,
+        "trained": progress.trained.to_dict(),
+        "seconds": progress.seconds,
+        "data": dict(run.fingerprints),
+    }
+
+
+def _save_progress(run: Run, now: state.TrainState, progress: loop.Progress) -> None:
+    run.saved.save_interrupted(
+        int(now.step), now, config=run.config, position=_position(run, progress)
     )
 
 
 def _make_end_epoch(
-    config: Config,
-    workdir: pathlib.Path,
-    saved: ckpt.Checkpoints,
-    record: history.History,
+    run: Run, record: history.History
 ) -> Callable[[state.TrainState, dict[str, float], loop.Validation], None]:
     """Makes what happens after each epoch: record, draw, save, tell."""
 
@@ -206,12 +308,12 @@ def _make_end_epoch(
         now: state.TrainState, row: dict[str, float], validation: loop.Validation
     ) -> None:
         record.append(row)
-        draw_curves(record.rows, workdir / "curves.png")
-        saved.save(
+        draw_curves(record.rows, run.workdir / "curves.png")
+        run.saved.save(
             int(now.step),
             now,
-            config=dataclasses.replace(config, inference=validation.inference),
-            position={"next_batch": int(now.step), "epoch": int(row["epoch"]) + 1},
+            config=dataclasses.replace(run.config, inference=validation.inference),
+            position=_position(run, loop.Progress(int(row["epoch"]) + 1)),
             metrics=validation.metrics,
         )
         values = (f"{name} {value:.4f}" for name, value in validation.metrics.items())

@@ -1,7 +1,11 @@
 """Orbax checkpoints of a run: the latest and the best, and restoring from them.
 
-A checkpoint holds three items: `state` (arrays), `config` and `position` (JSON). It is
-therefore all that evaluation and prediction need, and nothing in it is code.
+A checkpoint holds four items: `state` (arrays), and as JSON `config`, `position` and
+`digests`, the checksums of the others. It is therefore all that evaluation and
+prediction need, and nothing in it is code.
+
+A run has them in two folders: `checkpoints/` those of whole epochs, with their
+metrics, and `interrupted/` the one that a stop in the midst of an epoch left.
 """
 
 from __future__ import annotations
@@ -21,11 +25,13 @@ import orbax.checkpoint as ocp
 from flax import serialization
 
 from nucseg_jax.config import Config, DecodingConfig
+from nucseg_jax.digests import digest_json, digest_tree
 from nucseg_jax.files import replacing
 from nucseg_jax.network.unet_plus_plus import UNetPlusPlus
 
 _State = TypeVar("_State")
 _FOLDER = "checkpoints"
+_INTERRUPTED = "interrupted"
 _BEST_METRIC = "iou"
 _DECODING = "decoding.json"
 
@@ -35,28 +41,16 @@ class CheckpointError(ValueError):
 
 
 class Checkpoints:
-    """The checkpoints of one run, in `workdir/checkpoints`."""
+    """The checkpoints of one run, below `workdir`."""
 
     def __init__(self, workdir: str | pathlib.Path):
-        self._directory = pathlib.Path(workdir).absolute() / _FOLDER
+        root = pathlib.Path(workdir).absolute()
         policies = ocp.checkpoint_managers
-        keep = policies.AnyPreservationPolicy(
-            [
-                policies.LatestN(1),
-                policies.BestN(get_metric_fn=_best_metric, n=1),
-            ]
-        )
-        self._manager = ocp.CheckpointManager(
-            self._directory,
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=keep,
-                best_fn=_best_metric,
-                # The train step reuses the state's memory, and on CPU a background
-                # save would read from that very memory.
-                enable_async_checkpointing=False,
-                cleanup_tmp_directories=True,
-            ),
-        )
+        latest = policies.LatestN(1)
+        best = policies.BestN(get_metric_fn=_best_metric, n=1)
+        keep = policies.AnyPreservationPolicy([latest, best])
+        self._epochs = _open_for_writing(root / _FOLDER, keep, best_fn=_best_metric)
+        self._interrupted = _open_for_writing(root / _INTERRUPTED, latest)
 
     def save(
         self,
@@ -67,7 +61,7 @@ class Checkpoints:
         position: Mapping[str, Any],
         metrics: Mapping[str, float],
     ) -> None:
-        """Saves a step; it is visible only once it is complete.
+        """Saves a whole epoch; it is visible only once it is complete.
 
         Args:
           step: Number of training steps done.
@@ -75,16 +69,22 @@ class Checkpoints:
           config: All settings, with what validation chose.
           position: Where the run stands, for JSON.
           metrics: Validation metrics; the best checkpoint has the highest "iou".
+
+        Raises:
+          CheckpointError: If it cannot be written; older ones stay.
         """
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(serialization.to_state_dict(state)),
-                config=ocp.args.JsonSave(config.to_dict()),
-                position=ocp.args.JsonSave(dict(position)),
-            ),
-            metrics=dict(metrics),
-        )
+        metrics = dict(metrics)
+        args = _items(state, config, position, metrics)
+        _save(self._epochs, step, args, metrics=metrics)
+        for older in self._interrupted.all_steps():
+            self._interrupted.delete(older)
+
+    def save_interrupted(
+        self, step: int, state: Any, *, config: Config, position: Mapping[str, Any]
+    ) -> None:
+        """Saves a stop in the midst of an epoch; arguments and errors as `save`'s."""
+        if step != self._interrupted.latest_step():
+            _save(self._interrupted, step, _items(state, config, position))
 
     def restore_latest(self, state: _State) -> tuple[_State, dict[str, Any]] | None:
         """Restores the last complete step into a state of the same structure.
@@ -93,35 +93,50 @@ class Checkpoints:
           State and position; None if nothing was saved yet.
 
         Raises:
-          CheckpointError: If the saved state has another structure or other shapes.
+          CheckpointError: If what was saved is damaged, has another structure or
+            other shapes.
         """
-        step = self._manager.latest_step()
+        manager, step = self._latest()
         if step is None:
             return None
-        path = self._directory / str(step) / "state"
+        path = _path(manager, step)
         abstract = jax.tree.map(
             ocp.utils.to_shape_dtype_struct, serialization.to_state_dict(state)
         )
-        _check_fits(path, abstract)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(abstract),
-                position=ocp.args.JsonRestore(),
-            ),
-        )
-        restored_state = serialization.from_state_dict(state, restored["state"])
+        with _naming(path):
+            _check_fits(path / "state", abstract)
+            restored = manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(abstract),
+                    position=ocp.args.JsonRestore(),
+                    digests=ocp.args.JsonRestore(),
+                ),
+            )
+            digests = restored["digests"]
+            _check_tree(path, restored["state"], digests["state"])
+            _check_json(path, "position", restored["position"], digests)
+            restored_state = serialization.from_state_dict(state, restored["state"])
         return cast(_State, restored_state), restored["position"]
 
     def saved_config(self) -> Config | None:
         """Returns the config stored with the last step; None if there is none."""
-        step = self._manager.latest_step()
-        return None if step is None else _restore_config(self._manager, step)
+        manager, step = self._latest()
+        return None if step is None else _restore_config(manager, step)
 
     def close(self) -> None:
-        """Waits for saves and releases the folder."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Releases the folders."""
+        for manager in (self._epochs, self._interrupted):
+            manager.wait_until_finished()
+            manager.close()
+        with contextlib.suppress(OSError):  # It holds a checkpoint.
+            pathlib.Path(str(self._interrupted.directory)).rmdir()
+
+    def _latest(self) -> tuple[ocp.CheckpointManager, int | None]:
+        done, stopped = self._epochs.latest_step(), self._interrupted.latest_step()
+        if stopped is not None and (done is None or stopped > done):
+            return self._interrupted, stopped
+        return self._epochs, done
 
 
 def restore_for_inference(
@@ -141,15 +156,29 @@ def restore_for_inference(
       CheckpointError: If there is no checkpoint, or it is damaged.
     """
     with _quiet_orbax(), _open_for_reading(directory) as manager:
-        folder = pathlib.Path(str(manager.directory))
-        step = manager.best_step() if which == "best" else manager.latest_step()
-        if step is None:
-            raise CheckpointError(f"{folder}: holds no complete checkpoint")
+        step = _choose_step(manager, which)
         config = _restore_config(manager, step)
         model = create_model(config)
-        variables = _restore_variables(folder / str(step) / "state", model, config)
+        path = _path(manager, step)
+        with _naming(path):
+            variables = _restore_variables(path, model, config)
     decoding = _read_decoding(pathlib.Path(directory)) or config.decoding
     return model, variables, dataclasses.replace(config, decoding=decoding)
+
+
+def read_fingerprints(directory: str | pathlib.Path) -> dict[str, str]:
+    """Returns the checksum of each subset that a run was trained with; {} if unknown.
+
+    Raises:
+      CheckpointError: As `restore_for_inference`.
+    """
+    with _quiet_orbax(), _open_for_reading(directory) as manager:
+        step = _choose_step(manager, "best")
+        with _naming(_path(manager, step)):
+            position = _restore_json(manager, step, "position")
+            digests = _restore_json(manager, step, "digests")
+            _check_json(_path(manager, step), "position", position, digests)
+    return position.get("data", {})
 
 
 def export_for_inference(
@@ -174,7 +203,7 @@ def export_for_inference(
     halved = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), variables["params"])
     variables = {**variables, "params": halved}
     with _open_for_reading(directory) as manager:
-        step = manager.best_step()
+        step = _choose_step(manager, "best")
         metrics = manager.metrics(step)
     with contextlib.closing(Checkpoints(target)) as exported:
         exported.save(
@@ -241,6 +270,37 @@ def _quiet_orbax() -> Iterator[None]:
         logger.setLevel(before)
 
 
+@contextlib.contextmanager
+def _naming(path: pathlib.Path) -> Iterator[None]:
+    """Turns what libraries raise over damaged files into one error that names them."""
+    try:
+        yield
+    except (CheckpointError, MemoryError):
+        raise
+    except Exception as error:  # Orbax, TensorStore and JSON raise what they like.
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointError(
+            f"{path}: is damaged ({reason[0][:200]}); restore it from a copy, or "
+            "delete this folder to use an older checkpoint"
+        ) from error
+
+
+def _open_for_writing(
+    folder: pathlib.Path, keep: Any, **options: Any
+) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
+        folder,
+        options=ocp.CheckpointManagerOptions(
+            preservation_policy=keep,
+            # The train step reuses the state's memory, and on CPU a background
+            # save would read from that very memory.
+            enable_async_checkpointing=False,
+            cleanup_tmp_directories=True,
+            **options,
+        ),
+    )
+
+
 def _open_for_reading(directory: str | pathlib.Path) -> ocp.CheckpointManager:
     folder = pathlib.Path(directory).absolute() / _FOLDER
     if not folder.is_dir():
@@ -248,12 +308,79 @@ def _open_for_reading(directory: str | pathlib.Path) -> ocp.CheckpointManager:
             f"{directory}: holds no folder {_FOLDER}/ of a trained run"
         )
     options = ocp.CheckpointManagerOptions(best_fn=_best_metric, read_only=True)
-    return ocp.CheckpointManager(folder, options=options)
+    with _naming(folder):
+        return ocp.CheckpointManager(folder, options=options)
+
+
+def _path(manager: ocp.CheckpointManager, step: int) -> pathlib.Path:
+    return pathlib.Path(str(manager.directory)) / str(step)
+
+
+def _choose_step(manager: ocp.CheckpointManager, which: str) -> int:
+    """Finds the best or the latest step; damaged metrics would hide the best one."""
+    for step in manager.all_steps():
+        with _naming(_path(manager, step)):
+            digests = _restore_json(manager, step, "digests")
+            metrics = _restore_json(manager, step, "metrics")
+            _check_json(_path(manager, step), "metrics", metrics, digests)
+    step = manager.best_step() if which == "best" else manager.latest_step()
+    if step is None:
+        raise CheckpointError(f"{manager.directory}: holds no complete checkpoint")
+    return step
+
+
+def _items(
+    state: Any,
+    config: Config,
+    position: Mapping[str, Any],
+    metrics: Mapping[str, float] | None = None,
+) -> ocp.args.Composite:
+    tree, settings, position = (
+        serialization.to_state_dict(state),
+        config.to_dict(),
+        dict(position),
+    )
+    digests = {
+        "state": digest_tree(tree),
+        "config": digest_json(settings),
+        "position": digest_json(position),
+        "metrics": digest_json(metrics),
+    }
+    return ocp.args.Composite(
+        state=ocp.args.StandardSave(tree),
+        config=ocp.args.JsonSave(settings),
+        position=ocp.args.JsonSave(position),
+        digests=ocp.args.JsonSave(digests),
+    )
+
+
+def _save(
+    manager: ocp.CheckpointManager, step: int, args: ocp.args.Composite, **kwargs: Any
+) -> None:
+    try:
+        manager.save(step, args=args, **kwargs)
+        manager.wait_until_finished()
+    except (ValueError, OSError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise CheckpointError(
+            f"{_path(manager, step)}: cannot be written ({reason}); is the disk full? "
+            "Older checkpoints are whole: make room and start again"
+        ) from error
+
+
+def _restore_json(manager: ocp.CheckpointManager, step: int, name: str) -> Any:
+    args = ocp.args.Composite(**{name: ocp.args.JsonRestore()})
+    return manager.restore(step, args=args)[name]
 
 
 def _restore_config(manager: ocp.CheckpointManager, step: int) -> Config:
-    args = ocp.args.Composite(config=ocp.args.JsonRestore())
-    return Config.from_dict(manager.restore(step, args=args)["config"])
+    path = _path(manager, step)
+    with _naming(path):
+        config, digests = (
+            _restore_json(manager, step, name) for name in ("config", "digests")
+        )
+        _check_json(path, "config", config, digests)
+        return Config.from_dict(config)
 
 
 def _restore_variables(
@@ -264,27 +391,54 @@ def _restore_variables(
     image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     variables = dict(jax.eval_shape(model.init, jax.random.key(0), image))
     wanted = {"ema": variables} if config.train.ema_decay else variables
+    saved = _check_fits(path / "state", wanted, partial=True)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    # As they were saved, perhaps in half precision, for that is what was digested.
     restore_args = jax.tree.map(
-        lambda leaf: ocp.ArrayRestoreArgs(
-            sharding=device, global_shape=leaf.shape, dtype=leaf.dtype
+        lambda leaf, old: ocp.ArrayRestoreArgs(
+            sharding=device, global_shape=leaf.shape, dtype=old.dtype
         ),
         wanted,
+        {name: saved[name] for name in wanted},
     )
-    _check_fits(path, wanted, partial=True)
     restored = ocp.PyTreeCheckpointer().restore(
-        path,
+        path / "state",
         args=ocp.args.PyTreeRestore(
             item=wanted, restore_args=restore_args, partial_restore=True
         ),
     )
+    digests = json.loads((path / "digests" / "metadata").read_text(encoding="utf-8"))
+    _check_tree(path, restored, digests["state"])
+    restored = jax.tree.map(lambda a, leaf: a.astype(leaf.dtype), restored, wanted)
     return restored["ema"] if config.train.ema_decay else restored
 
 
-def _check_fits(path: pathlib.Path, wanted: Any, *, partial: bool = False) -> None:
+def _check_tree(path: pathlib.Path, tree: Any, digests: Mapping[str, str]) -> None:
+    for name, digest in digest_tree(tree).items():
+        _check_digest(path, f"the array {name}", digest, digests.get(name))
+
+
+def _check_json(
+    path: pathlib.Path, name: str, value: Any, digests: Mapping[str, Any]
+) -> None:
+    _check_digest(path, name, digest_json(value), digests[name])
+
+
+def _check_digest(path: pathlib.Path, what: str, have: str, wanted: str | None) -> None:
+    if have != wanted:
+        raise CheckpointError(
+            f"{path}: is damaged, {what} is not what was saved; restore it from a "
+            "copy, or delete this folder to use an older checkpoint"
+        )
+
+
+def _check_fits(path: pathlib.Path, wanted: Any, *, partial: bool = False) -> Any:
     """Compares names and shapes before anything is read.
 
     Orbax itself may cut or pad an array of another shape without a word.
+
+    Returns:
+      What is saved: a tree with shapes and dtypes.
     """
     saved = ocp.PyTreeCheckpointer().metadata(path).item_metadata
     if saved is None:
@@ -299,6 +453,7 @@ def _check_fits(path: pathlib.Path, wanted: Any, *, partial: bool = False) -> No
             f"{path}: does not fit these settings: {name} is {have.get(name)}, wanted "
             f"is {want.get(name)} ({len(differing)} arrays differ)"
         )
+    return saved.tree
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -169,6 +169,11 @@ class TrainConfig:
         0.0, "Decay of the averaged parameters to evaluate with; 0 = not kept."
     )
     num_workers: int = _setting(0, "Loading processes; 0 = threads of this one.")
+    max_skipped: int = _setting(
+        10,
+        "Batches in a row that are skipped because loss or gradients are not finite, "
+        "before training gives up.",
+    )
 
     def __post_init__(self):
         _check_choice("supervision", self.supervision, Supervision)
@@ -182,6 +187,7 @@ class TrainConfig:
             "warmup_epochs",
             "clip_norm",
             "num_workers",
+            "max_skipped",
         ):
             value = getattr(self, name)
             _check(value >= 0, f"{name} is {value}; it must not be negative")

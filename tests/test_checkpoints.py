@@ -1,5 +1,10 @@
+import contextlib
 import dataclasses
 import functools
+import json
+import re
+import resource
+import shutil
 
 import jax
 import numpy as np
@@ -144,3 +149,110 @@ def test_an_empty_folder_is_refused_with_words(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(ckpt.CheckpointError, match="no complete checkpoint"):
         ckpt.restore_for_inference(tmp_path)
+
+
+def test_an_interrupted_epoch_is_the_latest_until_a_whole_one_is_saved(tmp_path):
+    states = {n: train(create_state(), range(n)) for n in (1, 2, 3)}
+    steps = {n: int(state.step) for n, state in states.items()}
+    save(tmp_path, states[1], step=1, iou=0.5)
+    with contextlib.closing(ckpt.Checkpoints(tmp_path)) as saved:
+        for _ in range(2):  # The second time there is nothing new.
+            saved.save_interrupted(2, states[2], config=CONFIG, position={"epoch": 1})
+    with contextlib.closing(ckpt.Checkpoints(tmp_path)) as saved:
+        state, position = saved.restore_latest(create_state(seed=9))
+        assert (int(state.step), position) == (steps[2], {"epoch": 1})
+        # Validation of the epoch was still to be done: the same step is saved whole.
+        saved.save(2, state, config=CONFIG, position={"epoch": 2}, metrics={"iou": 0.1})
+        assert saved.restore_latest(create_state())[1] == {"epoch": 2}
+    assert not (tmp_path / "interrupted").exists()
+    _, variables, _ = ckpt.restore_for_inference(tmp_path)
+    assert_same(variables["params"], states[1].params)
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A run of two epochs, the first one better, and what it restores to."""
+    folder = tmp_path_factory.mktemp("whole")
+    for step in (1, 2):
+        save(folder, train(create_state(), range(step)), step=step, iou=1 / step)
+    return folder, ckpt.restore_for_inference(folder)
+
+
+def damage(path, kind, rng):
+    """Flips a bit, cuts the end off, or deletes."""
+    content = bytearray(path.read_bytes())
+    if kind == "delete" or not content:
+        path.unlink()
+    elif kind == "cut":
+        path.write_bytes(content[: rng.integers(len(content))])
+    else:
+        content[rng.integers(len(content))] ^= 1 << rng.integers(8)
+        path.write_bytes(content)
+
+
+def check_damaged(run_folder, tmp_path, seed):
+    """Returns whether one random damage was refused; fails if it was silent."""
+    whole, (_, variables, config) = run_folder
+    rng = np.random.default_rng(seed)
+    folder = tmp_path / str(seed)
+    shutil.copytree(whole, folder)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    damage(files[rng.integers(len(files))], rng.choice(["flip", "cut", "delete"]), rng)
+    refused = 0
+    try:
+        _, restored, read = ckpt.restore_for_inference(folder)
+        assert read == config
+        assert_same(restored, variables)
+    except ckpt.CheckpointError as error:
+        assert str(folder) in str(error)
+        refused += 1
+    try:
+        with contextlib.closing(ckpt.Checkpoints(folder)) as saved:
+            restored = saved.restore_latest(create_state(seed=9))
+        if restored is not None:
+            step = int(restored[0].step)
+            assert_same(restored[0], train(create_state(), range(step)))
+            assert restored[1] == {"epoch": step}
+    except ckpt.CheckpointError as error:
+        assert str(folder) in str(error)
+        refused += 1
+    shutil.rmtree(folder)
+    return refused > 0
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_damage_is_refused_or_harmless(run_folder, tmp_path, seed):
+    check_damaged(run_folder, tmp_path, seed)
+
+
+@pytest.mark.slow
+def test_two_hundred_damaged_checkpoints(run_folder, tmp_path):
+    refused = [check_damaged(run_folder, tmp_path, seed) for seed in range(100, 300)]
+    assert 100 < sum(refused) < 200
+
+
+def test_a_flipped_weight_is_named(run_folder, tmp_path):
+    shutil.copytree(run_folder[0], tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints" / "1" / "digests"
+    text = (folder / "metadata").read_text()
+    digests = json.loads(text)["state"]
+    name = "['params']['head_1']['kernel']"
+    (folder / "metadata").write_text(text.replace(digests[name], "0" * 64))
+    with pytest.raises(ckpt.CheckpointError, match=re.escape(f"the array {name}")):
+        ckpt.restore_for_inference(tmp_path / "run")
+
+
+def test_a_full_disk_is_told_at_once_and_older_checkpoints_stay(run_folder, tmp_path):
+    shutil.copytree(run_folder[0], tmp_path / "run")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    state = {"a": np.random.default_rng(0).normal(size=100_000)}
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
+    try:
+        with pytest.raises(ckpt.CheckpointError, match="cannot be written.*disk full"):
+            save(tmp_path / "run", state, step=3, iou=0.9)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    _, variables, _ = ckpt.restore_for_inference(tmp_path / "run")
+    assert_same(variables, run_folder[1][1])
+    save(tmp_path / "run", state, step=3, iou=0.9)
+    assert steps_kept(tmp_path / "run") == [3]

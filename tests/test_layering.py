@@ -12,9 +12,10 @@ LIBRARY = ROOT / "nucseg_jax"
 ALLOWED = {
     "config": [],
     "files": [],
+    "digests": [],
     "data": ["config"],
     "network": ["config"],
-    "checkpoints": ["config", "files", "network"],
+    "checkpoints": ["config", "digests", "files", "network"],
     "pretrained": ["checkpoints", "files"],
     "training": [
         "checkpoints",

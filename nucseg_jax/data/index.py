@@ -57,6 +57,20 @@ class Example:
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
+def fingerprint(examples: Iterable[Example]) -> str:
+    """Returns one checksum of ids and files: equal examples, wherever they lie.
+
+    SHA-256, hexadecimal, of all bytes of all files.
+    """
+    total = hashlib.sha256()
+    for example in examples:
+        total.update(f"{example.id}\0{example.kind}\0".encode(errors="surrogateescape"))
+        for path in (example.image, *example.truth):
+            with open(path, "rb") as file:
+                total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
 def find_examples(data_dir: str | os.PathLike, *, truth: str = "auto") -> list[Example]:
     """Finds all examples of a data set, in the order of their ids.
 

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import multiprocessing
 import os
+import pathlib
+import shutil
+import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypedDict
 
 import cv2
@@ -32,6 +36,15 @@ _READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 _WORKER_READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
 # Shared memory takes longer to make and to open than so few bytes to copy.
 _WORKER_OPTIONS = grain.experimental.DatasetOptions(min_shm_size=1 << 14)
+
+
+_SHARED_MEMORY = pathlib.Path("/dev/shm")
+# Batches of one worker that wait there: one made, one handed over, two read ahead.
+_WAITING_BATCHES = 4
+
+
+class LoaderError(ValueError):
+    """Loading processes cannot work, or died; the message tells what to do."""
 
 
 class Batch(TypedDict):
@@ -170,6 +183,65 @@ class Augment(grain.transforms.RandomMap):
         self.__init__(state["_config"])
 
 
+class TrainBatches(Iterator[Batch]):
+    """Endless training batches; close them to end the loading processes."""
+
+    def __init__(self, batches: grain.DatasetIterator):
+        self._batches = batches
+
+    def __next__(self) -> Batch:
+        """Returns the next batch.
+
+        Raises:
+          LoaderError: If a loading process died.
+        """
+        try:
+            return next(self._batches)
+        except RuntimeError as error:
+            if "terminated unexpectedly" not in str(error):
+                raise
+            raise LoaderError(
+                f"a loading process died ({_cause(str(error))}). Start again to go on "
+                "from the last checkpoint; lower --num_workers or --cache_mib if "
+                "memory is short"
+            ) from error
+
+    def close(self) -> None:
+        """Ends the loading processes and frees shared memory."""
+        self._batches.close()
+
+
+def _cause(error: str) -> str:
+    code = error.partition("exit code ")[2].split(".")[0]
+    meaning = {
+        "-9": "killed, as systems do that run out of memory",
+        "-7": f"{_SHARED_MEMORY} is full: give containers --shm-size=1g",
+    }
+    return f"exit code {code}: {meaning[code]}" if code in meaning else error
+
+
+def check_shared_memory(config: DataConfig, batch_size: int, num_workers: int) -> None:
+    """Refuses more loading processes than shared memory has room for.
+
+    They would die by a bus error in the midst of training.
+
+    Raises:
+      LoaderError: Tells how much there is and how much is wanted.
+    """
+    if not _SHARED_MEMORY.is_dir() or not num_workers:
+        return
+    pixel = 3 + len(config.targets) * choose_dtype(config.targets).itemsize
+    batch = config.size**2 * pixel * batch_size
+    wanted = num_workers * _WAITING_BATCHES * batch / 2**20
+    free = shutil.disk_usage(_SHARED_MEMORY).free / 2**20
+    if wanted > free:
+        raise LoaderError(
+            f"{_SHARED_MEMORY} has {free:.0f} MiB free, {num_workers} loading "
+            f"processes need {wanted:.0f}: lower --num_workers (0 needs none), or give "
+            "the container more, as by docker run --shm-size=1g"
+        )
+
+
 def make_train_batches(
     examples: Sequence[Example],
     config: DataConfig,
@@ -178,7 +250,7 @@ def make_train_batches(
     seed: int,
     num_workers: int = 0,
     first_batch: int = 0,
-) -> grain.DatasetIterator:
+) -> TrainBatches:
     """Makes the endless row of training batches.
 
     Every epoch shuffles anew; no example is dropped between epochs. Close the
@@ -194,7 +266,11 @@ def make_train_batches(
 
     Returns:
       Iterator over `Batch`, all rows valid.
+
+    Raises:
+      LoaderError: If shared memory has no room for so many loading processes.
     """
+    check_shared_memory(config, batch_size, num_workers)
     epochs = _Epochs(
         PreparedExamples(examples, config),
         count_repeats(examples, config.balance_by),
@@ -206,7 +282,7 @@ def make_train_batches(
         .random_map(Augment(config))
         .batch(batch_size, batch_fn=_Stack(config.targets, batch_size))
     )
-    return _iterate(batches[first_batch:], num_workers)
+    return TrainBatches(_iterate(batches[first_batch:], num_workers))
 
 
 def make_eval_batches(
@@ -245,10 +321,24 @@ def _iterate(batches: grain.MapDataset, num_workers: int) -> grain.DatasetIterat
 
 
 def _start_worker(worker_index: int, worker_count: int) -> None:
-    """Keeps a worker to one core and away from the accelerator."""
+    """Keeps a worker to one core, away from the accelerator, and at its work.
+
+    Schedulers and terminals signal all processes of a run; when its workers end, the
+    run itself decides. They follow it even if it is killed.
+    """
     del worker_index, worker_count
     os.environ["JAX_PLATFORMS"] = "cpu"
     cv2.setNumThreads(0)
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+
+def _follow_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import collections
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from nucseg_jax.config import InferenceConfig
 from nucseg_jax.evaluation.pixel_metrics import PixelCounts, ScoreHistogram
 from nucseg_jax.training.state import TrainState, Variables
 from nucseg_jax.training.step import EvalMetrics, StepMetrics
+from nucseg_jax.training.stopping import Stopped, StopRequest
 
 # Steps that may run ahead of the metrics that are read back: reading the newest ones
 # would make the host wait for the device at every step.
@@ -24,17 +25,46 @@ _READ_BEHIND = 2
 _FAST_MODE_TOLERANCE = 0.006
 
 
+class NotFiniteError(ValueError):
+    """Loss or gradients were not finite too often.
+
+    Attributes:
+      index: Positions in the list of examples of the last batch.
+    """
+
+    def __init__(self, index: Sequence[int]):
+        self.index = list(index)
+        super().__init__("loss or gradients are not finite")
+
+
 @dataclasses.dataclass
 class EpochMetrics:
-    """Sums over the batches of an epoch."""
+    """Sums over the batches of an epoch.
+
+    Attributes:
+      loss: Sum of the batches' losses.
+      num_batches: Batches summed.
+      num_skipped: Batches whose loss or gradients were not finite; not summed.
+      counts: Pixels of the foreground.
+      histogram: Of its probabilities.
+    """
 
     loss: float = 0.0
     num_batches: int = 0
+    num_skipped: int = 0
     counts: PixelCounts | None = None
     histogram: ScoreHistogram | None = None
 
+    @property
+    def num_steps(self) -> int:
+        """Batches seen."""
+        return self.num_batches + self.num_skipped
+
     def add(self, metrics: StepMetrics) -> None:
         """Adds one batch; waits until the device has computed it."""
+        if not metrics.finite:
+            self.num_skipped += 1
+            return
         counts, histogram = metrics.counts.to_host(), metrics.histogram.to_host()
         self.loss += float(metrics.loss)
         self.num_batches += 1
@@ -55,6 +85,46 @@ class EpochMetrics:
             "auc": self.histogram.auc,
         }
 
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the sums for JSON, from which `from_dict` makes exactly them."""
+        values: dict[str, Any] = {
+            "loss": self.loss,
+            "num_batches": self.num_batches,
+            "num_skipped": self.num_skipped,
+        }
+        for name in ("counts", "histogram"):
+            part = getattr(self, name)
+            values[name] = part and {
+                key: np.asarray(value).tolist()
+                for key, value in dataclasses.asdict(part).items()
+            }
+        return values
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Makes the sums again."""
+        parts = {
+            name: kind(**{k: np.asarray(v) for k, v in values[name].items()})
+            for name, kind in (("counts", PixelCounts), ("histogram", ScoreHistogram))
+            if values[name]
+        }
+        return cls(**{**values, **parts})
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far an epoch has come.
+
+    Attributes:
+      epoch: From 0.
+      trained: Sums over its training steps.
+      seconds: Spent on them.
+    """
+
+    epoch: int
+    trained: EpochMetrics = dataclasses.field(default_factory=EpochMetrics)
+    seconds: float = 0.0
+
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
@@ -73,34 +143,58 @@ def fit(
     num_epochs: int,
     steps_per_epoch: int,
     end_epoch: Callable[[TrainState, dict[str, float], Validation], None],
+    begin: Progress | None = None,
+    stop: StopRequest | None = None,
+    save_progress: Callable[[TrainState, Progress], None] | None = None,
+    max_skipped: int = 10,
 ) -> TrainState:
     """Trains from the state's step to the end of the last epoch.
 
     Args:
-      state: Where to begin, at the border of an epoch.
+      state: Where to begin.
       batches: Endless; the first one belongs to the state's step.
       train_step: Compiled; may take over the state's memory.
-      validate: Measures variables on the validation set.
+      validate: Measures variables on the validation set; may raise `Stopped`.
       num_epochs: Epochs of the whole run, those done before included.
       steps_per_epoch: Batches an epoch.
       end_epoch: Called with the state, the epoch's row of numbers and the validation,
         to record and to save.
+      begin: Of the epoch in which the state stands; None at the border of one.
+      stop: Asked after each step.
+      save_progress: Called with the state before `Stopped` is raised.
+      max_skipped: Batches in a row whose loss or gradients may be not finite.
 
     Returns:
       The final state.
+
+    Raises:
+      Stopped: If `stop` was requested; the progress is saved.
+      NotFiniteError: If more batches in a row were not finite.
     """
-    for epoch in range(int(state.step) // steps_per_epoch, num_epochs):
+    stop = stop or StopRequest()
+    progress = begin or Progress(int(state.step) // steps_per_epoch)
+    while progress.epoch < num_epochs:
         start = time.perf_counter()
-        name = f"epoch {epoch + 1}/{num_epochs}"
-        state, trained = train_epoch(
-            state, batches, train_step, steps_per_epoch, name=name
-        )
-        seconds = time.perf_counter() - start
-        validation = validate(state.variables)
-        row = {"epoch": epoch, "step": int(state.step), "seconds": round(seconds, 3)}
-        row |= {f"train_{key}": value for key, value in trained.summarize().items()}
-        row |= {f"val_{key}": value for key, value in validation.metrics.items()}
-        end_epoch(state, row, validation)
+        name = f"epoch {progress.epoch + 1}/{num_epochs}"
+        with tqdm.tqdm(
+            total=steps_per_epoch,
+            initial=progress.trained.num_steps,
+            desc=name,
+            unit="step",
+        ) as bar:
+            state = train_epoch(
+                state, batches, train_step, progress.trained, bar, stop, max_skipped
+            )
+        progress.seconds += time.perf_counter() - start
+        try:
+            stop.check()
+            validation = validate(state.variables)
+        except Stopped:
+            if save_progress and progress.trained.num_steps:
+                save_progress(state, progress)
+            raise
+        end_epoch(state, _make_row(state, progress, validation), validation)
+        progress = Progress(progress.epoch + 1)
     return state
 
 
@@ -108,40 +202,89 @@ def train_epoch(
     state: TrainState,
     batches: Iterator[Mapping[str, Any]],
     train_step: Callable[..., tuple[TrainState, StepMetrics]],
-    num_steps: int,
-    *,
-    name: str,
-) -> tuple[TrainState, EpochMetrics]:
-    """Takes `num_steps` training steps under a progress bar."""
-    epoch = EpochMetrics()
-    pending: collections.deque[StepMetrics] = collections.deque()
-    num_images = 0
-    with tqdm.tqdm(total=num_steps, desc=name, unit="step", leave=True) as bar:
-        for _ in range(num_steps):
+    trained: EpochMetrics,
+    bar: tqdm.tqdm,
+    stop: StopRequest,
+    max_skipped: int,
+) -> TrainState:
+    """Trains to the end of the bar, or until a stop is requested.
+
+    Args:
+      state: Where to begin.
+      batches: As those of `fit`.
+      train_step: As that of `fit`.
+      trained: Takes up the sums of the steps.
+      bar: Of the steps of the epoch, those done before included.
+      stop: Asked before each step.
+      max_skipped: As that of `fit`.
+
+    Returns:
+      The state after the last step.
+    """
+    pending: collections.deque[tuple[StepMetrics, Any]] = collections.deque()
+    num_images, in_a_row = 0, 0
+
+    def read_oldest() -> None:
+        nonlocal in_a_row
+        metrics, index = pending.popleft()
+        trained.add(metrics)
+        in_a_row = 0 if metrics.finite else in_a_row + 1
+        if in_a_row > max_skipped:
+            raise NotFiniteError(index)
+
+    while bar.n < bar.total and not stop.requested:
+        try:
             batch = next(batches)
-            num_images += len(batch["image"])
-            state, metrics = train_step(state, device_batch(batch))
-            pending.append(metrics)
-            if len(pending) > _READ_BEHIND:
-                epoch.add(pending.popleft())
-                _show(bar, epoch, num_images)
-            bar.update()
-        while pending:
-            epoch.add(pending.popleft())
-        _show(bar, epoch, num_images)
-    return state, epoch
+        except Exception:
+            # The signal may have gone to the loading processes too.
+            if stop.requested:
+                break
+            raise
+        num_images += len(batch["image"])
+        state, metrics = train_step(state, device_batch(batch))
+        pending.append((metrics, batch["index"]))
+        if len(pending) > _READ_BEHIND:
+            read_oldest()
+            _show(bar, trained, num_images)
+        bar.update()
+    while pending:
+        read_oldest()
+    _show(bar, trained, num_images)
+    return state
+
+
+def _make_row(
+    state: TrainState, progress: Progress, validation: Validation
+) -> dict[str, float]:
+    if not progress.trained.num_batches:
+        raise NotFiniteError([])
+    row: dict[str, float] = {
+        "epoch": progress.epoch,
+        "step": int(state.step),
+        "seconds": round(progress.seconds, 3),
+        "skipped": progress.trained.num_skipped,
+    }
+    trained = progress.trained.summarize()
+    row |= {f"train_{key}": value for key, value in trained.items()}
+    return row | {f"val_{key}": value for key, value in validation.metrics.items()}
 
 
 def make_validate(
     eval_step: Callable[[Variables, Mapping[str, Any]], EvalMetrics],
     batches: Iterable[Mapping[str, Any]],
+    stop: StopRequest | None = None,
 ) -> Callable[[Variables], Validation]:
-    """Makes `validate(variables)`: one pass over the validation batches."""
+    """Makes `validate(variables)`: one pass over the validation batches.
+
+    It raises `Stopped` as soon as `stop` is requested.
+    """
+    stop = stop or StopRequest()
 
     def validate(variables: Variables) -> Validation:
         total = EpochMetrics()
         heads: PixelCounts | None = None
         for batch in batches:
+            stop.check()
             metrics = eval_step(variables, device_batch(batch))
             total.add(metrics.step)
             counts = metrics.heads.to_host()
@@ -181,8 +324,8 @@ def device_batch(batch: Mapping[str, Any]) -> dict[str, jax.Array]:
 
 def _show(bar: tqdm.tqdm, epoch: EpochMetrics, num_images: int) -> None:
     seconds = max(bar.format_dict["elapsed"], 1e-9)
-    bar.set_postfix_str(
-        f"loss {epoch.loss / epoch.num_batches:.4f}, "
-        f"{num_images / seconds:.1f} images/s",
-        refresh=False,
-    )
+    text = f"loss {epoch.loss / max(1, epoch.num_batches):.4f}, "
+    text += f"{num_images / seconds:.1f} images/s"
+    if epoch.num_skipped:
+        text += f", {epoch.num_skipped} skipped: not finite"
+    bar.set_postfix_str(text, refresh=False)

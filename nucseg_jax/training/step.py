@@ -6,6 +6,7 @@ Metrics are of the first target, the foreground, at the threshold .5.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -29,11 +30,13 @@ class StepMetrics:
 
     Attributes:
       loss: Scalar float32.
+      finite: Scalar bool: loss and all gradients were; the step was skipped if not.
       counts: Of the averaged heads.
       histogram: Of the averaged heads' probabilities.
     """
 
     loss: Array
+    finite: Array
     counts: PixelCounts
     histogram: ScoreHistogram
 
@@ -51,6 +54,8 @@ def make_train_step(
     loss: Loss, *, ema_decay: float = 0.0
 ) -> Callable[[TrainState, Batch], tuple[TrainState, StepMetrics]]:
     """Makes `train_step(state, batch) -> (state, metrics)`.
+
+    Where loss or gradients are not finite, the state stays but for its step number.
 
     Args:
       loss: One of `losses.SUPERVISIONS`.
@@ -70,9 +75,12 @@ def make_train_step(
 
         grad_fn = jax.value_and_grad(loss_of, has_aux=True)
         (value, (head_logits, batch_stats)), grads = grad_fn(state.params)
-        state = state.apply_gradients(grads=grads, batch_stats=batch_stats)
-        state = state.replace(ema=_average(state, ema_decay))
-        return state, _measure(value, head_logits, batch)
+        finite = jnp.isfinite(value) & jnp.isfinite(optax.tree.norm(grads))
+        moved = state.apply_gradients(grads=grads, batch_stats=batch_stats)
+        moved = moved.replace(ema=_average(moved, ema_decay))
+        kept = state.replace(step=moved.step)
+        state = jax.tree.map(functools.partial(jnp.where, finite), moved, kept)
+        return state, _measure(value, head_logits, batch, finite)
 
     return train_step
 
@@ -89,7 +97,9 @@ def make_eval_step(
         heads = count_heads(
             head_logits[..., 0] >= 0, _foreground(batch), batch["valid"]
         )
-        return EvalMetrics(_measure(value, head_logits, batch), heads)
+        # A loss that is not finite is what validation is to show.
+        metrics = _measure(value, head_logits, batch, finite=jnp.array(True))
+        return EvalMetrics(metrics, heads)
 
     return eval_step
 
@@ -106,11 +116,14 @@ def _average(state: TrainState, decay: float) -> Any:
     return optax.incremental_update(now, state.ema, step_size=step_size)
 
 
-def _measure(value: Array, head_logits: Array, batch: Batch) -> StepMetrics:
+def _measure(
+    value: Array, head_logits: Array, batch: Batch, finite: Array
+) -> StepMetrics:
     logits = combine_heads(head_logits)[..., 0]
     foreground, valid = _foreground(batch), batch["valid"]
     return StepMetrics(
         loss=value,
+        finite=finite,
         counts=PixelCounts.from_batch(logits >= 0, foreground, valid),
         histogram=ScoreHistogram.from_batch(jax.nn.sigmoid(logits), foreground, valid),
     )

@@ -31,6 +31,7 @@ def make_batch(batch_size=4, num_valid=None, seed=0):
         "image": np.repeat(gray, 3, axis=-1),
         "mask": (np.stack(labels) > 0).astype(np.float32)[..., None],
         "valid": np.arange(batch_size) < (num_valid or batch_size),
+        "index": np.arange(batch_size, dtype=np.int32),
     }
 
 
@@ -144,3 +145,19 @@ def test_state_is_given_away_and_comes_back_whole():
         state, metrics = step(state, batch)
     assert np.isfinite(float(metrics.loss))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_batch_that_is_not_finite_moves_nothing_but_the_step_number(bad):
+    state, step = create_state(ema_decay=0.5), compile_step(ema_decay=0.5)
+    state, metrics = step(state, make_batch())
+    assert bool(metrics.finite)
+    poisoned = make_batch()
+    poisoned["image"][1, 2, 3] = bad
+    after, metrics = step(state, poisoned)
+    assert not bool(metrics.finite)
+    assert int(after.step) == 2
+    for name in ("params", "opt_state", "batch_stats", "ema"):
+        jax.tree.map(
+            np.testing.assert_array_equal, getattr(after, name), getattr(state, name)
+        )

@@ -1,0 +1,206 @@
+"""A real training under signals: nothing is lost, and it ends as if none had come."""
+
+import contextlib
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from nucseg_jax import checkpoints as ckpt
+from nucseg_jax.training.history import read_history
+from tests.helpers import write_disc_dataset
+
+ROOT = pathlib.Path(__file__).parents[1]
+SETTINGS = [
+    "--features=4,6,8",
+    "--size=32",
+    "--batch_size=4",
+    "--learning_rate=1e-3",
+    "--decay=constant",
+    "--augmentation=flips",
+    "--ema_decay=.9",
+]
+
+
+def start(folder, name, *arguments):
+    command = [sys.executable, "-m", "experiments.train", *SETTINGS, *arguments]
+    command += [f"--workdir={folder / name}", f"--data_dir={folder / 'data'}"]
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process, timeout=300):
+    output, _ = process.communicate(timeout=timeout)
+    assert "Traceback" not in output, output
+    return process.returncode, output
+
+
+def wait_for(condition, process, seconds=120):
+    """Waits until something is there, as long as the process lives."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def rows(folder, name):
+    """The history without what a clock says."""
+    return [{**r, "seconds": 0} for r in read_history(folder / name / "history.csv")]
+
+
+def final_state(folder, name):
+    """All arrays of the last checkpoint, as plain dicts."""
+    with contextlib.closing(ckpt.Checkpoints(folder / name)) as saved:
+        config = saved.saved_config()
+        from nucseg_jax.training import optim, state
+
+        created = state.create_train_state(
+            ckpt.create_model(config),
+            optim.create_optimizer(config.train, config.train.steps_per_epoch),
+            seed=9,
+            ema_decay=config.train.ema_decay,
+        )
+        return saved.restore_latest(created)[0]
+
+
+def assert_same_end(folder, first, second):
+    assert rows(folder, first) == rows(folder, second)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        final_state(folder, first),
+        final_state(folder, second),
+    )
+
+
+def shared_memory():
+    return set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kill")
+    write_disc_dataset(folder / "data", num_images=8, side=40)
+    return folder
+
+
+LONG = "--steps_per_epoch=1000000"
+
+
+@pytest.mark.parametrize(
+    "signum, code, workers", [(signal.SIGTERM, 143, 0), (signal.SIGINT, 130, 2)]
+)
+def test_a_signal_to_all_processes_saves_within_seconds(folder, signum, code, workers):
+    """In the midst of an epoch that would take for ever."""
+    name, before = f"stop_{code}", shared_memory()
+    process = start(folder, name, LONG, f"--num_workers={workers}")
+    wait_for((folder / name / "starts.json").exists, process)
+    time.sleep(8)
+    os.killpg(process.pid, signum)
+    sent = time.monotonic()
+    returncode, output = finish(process, timeout=60)
+    assert returncode == code, output
+    assert time.monotonic() - sent < 30
+    assert f"stopped by {signum.name}; the same command goes on" in output
+    (step,) = os.listdir(folder / name / "interrupted")
+    assert int(step) > 0
+    assert shared_memory() <= before
+
+
+def test_stopped_and_started_again_is_as_if_nothing_was(folder):
+    """Stopped twice amid epochs, with another number of loading processes each time."""
+    settings = ["--steps_per_epoch=150", "--num_epochs=3"]
+    assert finish(start(folder, "unbroken", *settings))[0] == 0
+    stops = 0
+    for workers in (0, 1):
+        process = start(folder, "stopped", *settings, f"--num_workers={workers}")
+        wait_for((folder / "stopped" / "starts.json").exists, process)
+        time.sleep(6)
+        os.kill(process.pid, signal.SIGTERM)
+        stops += finish(process)[0] == 143
+    assert stops
+    assert finish(start(folder, "stopped", *settings))[0] == 0
+    assert_same_end(folder, "unbroken", "stopped")
+
+
+def test_a_killed_loading_process_ends_the_run_with_its_cause(folder):
+    process = start(folder, "worker", LONG, "--num_workers=1")
+    wait_for((folder / "worker" / "starts.json").exists, process)
+    time.sleep(8)
+    kill_loader(process.pid)
+    returncode, output = finish(process, timeout=60)
+    assert returncode == 1
+    assert "error: a loading process died (exit code -9: killed" in output
+
+
+def test_loading_processes_follow_a_killed_run(folder):
+    before = shared_memory()
+    process = start(folder, "orphans", LONG, "--num_workers=2")
+    wait_for((folder / "orphans" / "starts.json").exists, process)
+    time.sleep(8)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    end = time.monotonic() + 10
+    while time.monotonic() < end and (group(process.pid) or shared_memory() - before):
+        time.sleep(0.1)
+    assert not group(process.pid)
+    assert shared_memory() <= before
+
+
+def group(pgid):
+    """Processes of a group that still run."""
+    found = []
+    for entry in pathlib.Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and os.getpgid(int(entry.name)) == pgid:
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+                found += [entry] if state != "Z" else []
+    return found
+
+
+def kill_loader(pid):
+    """Kills the first loading process: a child by multiprocessing's spawn."""
+    for entry in group(pid):
+        command = (entry / "cmdline").read_bytes()
+        if b"spawn_main" in command:
+            os.kill(int(entry.name), signal.SIGKILL)
+            return
+    raise AssertionError("there was no loading process")
+
+
+@pytest.mark.slow
+def test_seventy_kills_lose_nothing(folder):
+    """50 SIGKILLs and 20 SIGTERMs at random moments, then the end of the run."""
+    rng = np.random.default_rng(0)
+    signals = rng.permutation([signal.SIGKILL] * 50 + [signal.SIGTERM] * 20)
+    settings, epochs = ["--steps_per_epoch=40"], 0
+    for number, signum in enumerate(signals):
+        workers = f"--num_workers={rng.integers(2)}"
+        process = start(folder, "kill", *settings, workers, "--num_epochs=1000000")
+        if number:  # From the start of Python to a few epochs after it goes on.
+            time.sleep(rng.uniform(0, 14))
+        else:
+            wait_for((folder / "kill" / "starts.json").exists, process)
+        os.kill(process.pid, int(signum))
+        finish(process)
+        done = len(rows(folder, "kill"))
+        assert done >= epochs, f"{epochs - done} epochs lost by kill {number}"
+        epochs = done
+    settings.append(f"--num_epochs={epochs + 2}")
+    assert finish(start(folder, "kill", *settings))[0] == 0
+    assert finish(start(folder, "whole", *settings), timeout=1200)[0] == 0
+    print(f"70 kills over {epochs} epochs, 0 lost")
+    assert epochs > 20
+    assert_same_end(folder, "kill", "whole")
