@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import pathlib
 import platform
+import shutil
 
 from experiments import flags as shared
 
@@ -83,7 +85,28 @@ def check_device() -> list[str]:
     return []
 
 
-_CHECKS = (check_packages, check_cv2, check_device)
+def check_shared_memory() -> list[str]:
+    """Tells how much there is for loading processes, which small containers lack."""
+    folder = pathlib.Path("/dev/shm")
+    if folder.is_dir():
+        free = shutil.disk_usage(folder).free >> 20
+        few = "" if free >= 256 else "; little for --num_workers: give --shm-size=1g"
+        print(f"shared memory: {free} MiB free{few}")
+    return []
+
+
+def check_network() -> list[str]:
+    """Reports a damaged network of the package."""
+    try:
+        from nucseg_jax import pretrained
+
+        print(f"network in the box: {pretrained.resolve(None).name}, whole")
+    except (ImportError, ValueError) as error:
+        return [str(error)]
+    return []
+
+
+_CHECKS = (check_packages, check_cv2, check_device, check_shared_memory, check_network)
 
 
 def _version(name: str) -> str:

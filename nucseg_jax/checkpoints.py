@@ -288,17 +288,16 @@ def _naming(path: pathlib.Path) -> Iterator[None]:
 def _open_for_writing(
     folder: pathlib.Path, keep: Any, **options: Any
 ) -> ocp.CheckpointManager:
-    return ocp.CheckpointManager(
-        folder,
-        options=ocp.CheckpointManagerOptions(
-            preservation_policy=keep,
-            # The train step reuses the state's memory, and on CPU a background
-            # save would read from that very memory.
-            enable_async_checkpointing=False,
-            cleanup_tmp_directories=True,
-            **options,
-        ),
+    manager_options = ocp.CheckpointManagerOptions(
+        preservation_policy=keep,
+        # The train step reuses the state's memory, and on CPU a background save
+        # would read from that very memory.
+        enable_async_checkpointing=False,
+        cleanup_tmp_directories=True,
+        **options,
     )
+    with _naming(folder):
+        return ocp.CheckpointManager(folder, options=manager_options)
 
 
 def _open_for_reading(directory: str | pathlib.Path) -> ocp.CheckpointManager:

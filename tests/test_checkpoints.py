@@ -2,6 +2,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import pathlib
 import re
 import resource
 import shutil
@@ -12,11 +13,12 @@ import pytest
 
 from nucseg_jax import checkpoints as ckpt
 from nucseg_jax.config import Config, InferenceConfig, ModelConfig, TrainConfig
+from nucseg_jax.inference.predictor import make_predict_fn
 from nucseg_jax.training import losses
 from nucseg_jax.training.optim import create_optimizer
 from nucseg_jax.training.state import create_train_state
 from nucseg_jax.training.step import make_train_step
-from tests.helpers import TINY_FEATURES
+from tests.helpers import TINY_FEATURES, disc_image
 from tests.training.test_step import make_batch
 
 CONFIG = Config(
@@ -255,4 +257,20 @@ def test_a_full_disk_is_told_at_once_and_older_checkpoints_stay(run_folder, tmp_
     _, variables, _ = ckpt.restore_for_inference(tmp_path / "run")
     assert_same(variables, run_folder[1][1])
     save(tmp_path / "run", state, step=3, iou=0.9)
-    assert steps_kept(tmp_path / "run") == [3]
+    assert steps_kept(tmp_path / "run") == [1, 3]
+
+
+def test_a_checkpoint_of_release_0_1_0_stays_readable(tmp_path):
+    """Three steps of `with_ema(0.9)` written by that release, with what it gave."""
+    release = pathlib.Path(__file__).parent / "reference" / "run_0_1_0"
+    shutil.copytree(release, tmp_path / "run")  # Orbax may tidy what it opens.
+    model, variables, config = ckpt.restore_for_inference(tmp_path / "run")
+    assert config == with_ema(0.9)
+    image, _ = disc_image(16, seed=3, num_discs=2)
+    image = np.repeat(image[None, ..., None], 3, axis=-1).astype(np.float32) / 255
+    probs = make_predict_fn(model, variables, "accurate")(image)
+    golden = np.load(release / "probabilities.npy")
+    np.testing.assert_allclose(probs, golden, atol=1e-5)
+    with contextlib.closing(ckpt.Checkpoints(tmp_path / "run")) as saved:
+        state, position = saved.restore_latest(create_state(config, seed=9))
+    assert int(state.step) == 3 and position == {"epoch": 3}

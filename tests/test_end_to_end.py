@@ -4,6 +4,7 @@ import csv
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -111,6 +112,48 @@ def test_training_begins_with_another_networks_parameters(trained, tmp_path):
     assert config["model"]["features"] == [4, 6, 8]
     assert config["model"]["batch_norm_momentum"] == 0.999999
     assert config["data"]["size"] == 32 and config["data"]["augmentation"] == "flips"
+
+
+def test_a_run_needs_the_network_that_it_began_with_no_more(trained, tmp_path):
+    folder, _, _ = trained
+    shutil.copytree(folder / "run", tmp_path / "first")
+    arguments = [
+        f"--workdir={tmp_path / 'run'}",
+        f"--data_dir={folder / 'data'}",
+        f"--init={tmp_path / 'first'}",
+        "--batch_size=4",
+        "--steps_per_epoch=1",
+        "--decay=constant",
+    ]
+    succeed("train", *arguments, "--num_epochs=1")
+    shutil.rmtree(tmp_path / "first")
+    assert "after epoch 1" in succeed("train", *arguments, "--num_epochs=2")
+    starts = json.loads((tmp_path / "run" / "starts.json").read_text())
+    assert len(starts) == 2 and starts[0]["data"] == starts[1]["data"]
+    assert set(starts[0]["versions"]) >= {"jax", "flax", "optax"}
+
+
+def test_data_that_changed_are_noticed(trained, tmp_path):
+    """Training does not go on with them, and evaluation warns."""
+    folder, _, _ = trained
+    for name in ("data", "run"):
+        shutil.copytree(folder / name, tmp_path / name)
+    train = [
+        "train",
+        f"--workdir={tmp_path / 'run'}",
+        f"--data_dir={tmp_path / 'data'}",
+    ]
+    train += [*SETTINGS, "--num_epochs=4"]
+    evaluate = ["evaluate", f"--checkpoint={tmp_path / 'run'}"]
+    assert "after epoch 3" in succeed(*train)
+    assert "WARNING" not in succeed(*evaluate)
+    for path in (tmp_path / "data" / "images").iterdir():
+        image = np.asarray(PIL.Image.open(path))
+        PIL.Image.fromarray(255 - image).save(path)
+    result = run(*train)
+    assert result.returncode == 1
+    assert "train images or their truth are no longer those" in result.stderr
+    assert "truth of val have changed since training" in succeed(*evaluate)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import random
 import re
+import shutil
 
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from nucseg_jax.config import DataConfig
 from nucseg_jax.data import index
 from nucseg_jax.data.index import DatasetError, Example
+from tests.helpers import write_disc_dataset
 
 
 def touch(root, *names):
@@ -365,3 +367,17 @@ def test_subsets_of_a_folder(tmp_path):
     subsets = index.load_subsets(config)
     assert len(subsets["train"]) == 3 and len(subsets["val"]) == 2
     assert {e.kind for part in subsets.values() for e in part} == {"mask"}
+
+
+def test_fingerprint_is_of_contents_and_ids_not_of_places(tmp_path):
+    write_disc_dataset(tmp_path / "a", num_images=3, side=24)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    first, second = (index.find_examples(tmp_path / name) for name in "ab")
+    whole = index.fingerprint(first)
+    assert whole == index.fingerprint(second)
+    assert whole != index.fingerprint(first[:2])
+    path = tmp_path / "b" / "labels" / "001.png"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert whole != index.fingerprint(second)
