@@ -16,16 +16,19 @@ import pathlib
 
 from absl import flags
 
+from experiments import distributed
 from experiments import flags as shared
 from nucseg_jax.training.stopping import StopRequest
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
 shared.define_settings("data", "model", "train")
+distributed.define_flags()
 
 
 def main() -> None:
     """Trains with the settings that the flags give."""
     with StopRequest() as stop:
+        distributed.join_processes()
         config, workdir = shared.config_from_flags(), pathlib.Path(_WORKDIR.value)
         # Not at the top: loader processes import this module, and need no JAX.
         from experiments import training_run

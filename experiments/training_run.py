@@ -33,6 +33,7 @@ from nucseg_jax.files import replacing
 from nucseg_jax.inference.segmenter import make_segmenter
 from nucseg_jax.network.unet_plus_plus import select_targets
 from nucseg_jax.training import history, loop, losses, optim, state, step
+from nucseg_jax.training.parallel import AgreedStop, Devices
 from nucseg_jax.training.stopping import StopRequest
 
 Subsets = Mapping[str, list[index.Example]]
@@ -52,6 +53,7 @@ class Run:
       fingerprints: Checksum of each subset.
       saved: Its checkpoints.
       stop: Whether it shall end before its end.
+      devices: All devices of all processes.
     """
 
     config: Config
@@ -60,6 +62,7 @@ class Run:
     fingerprints: Mapping[str, str]
     saved: ckpt.Checkpoints
     stop: StopRequest
+    devices: Devices
 
     @property
     def steps_per_epoch(self) -> int:
@@ -76,6 +79,10 @@ def run(config: Config, workdir: pathlib.Path, stop: StopRequest) -> None:
       Stopped: If a stop was requested; the same call goes on from there.
       ValueError: If the data or the settings cannot work.
     """
+    devices = Devices()
+    devices.check_batch_size(config.train.batch_size)
+    if devices.shard[1] > 1:
+        stop = AgreedStop(stop)
     data = resolve_data(config.data)
     subsets = index.load_subsets(data)
     check_truth(subsets, config)
@@ -83,11 +90,12 @@ def run(config: Config, workdir: pathlib.Path, stop: StopRequest) -> None:
     print(describe_data(data.data_dir, subsets))
     with contextlib.closing(ckpt.Checkpoints(workdir)) as saved:
         check_resumable(workdir, saved.saved_config(), config)
-        write_config(workdir, config)
         prints = {name: take_fingerprint(name, part) for name, part in subsets.items()}
-        record_start(workdir, prints)
-        _train(Run(config, workdir, subsets, prints, saved, stop))
-    tune(workdir, subsets["val"], stop)
+        if devices.is_writer:
+            write_config(workdir, config)
+            record_start(workdir, prints)
+        _train(Run(config, workdir, subsets, prints, saved, stop, devices))
+    tune(workdir, subsets["val"], stop, write=devices.is_writer)
     print(f"{config.train.num_epochs} epochs done, see {workdir / 'curves.png'}")
 
 
@@ -97,16 +105,18 @@ def _train(run: Run) -> None:
     loss = losses.make_loss(train.supervision, config.data.targets)
     train_step = step.make_train_step(loss, ema_decay=train.ema_decay)
     eval_step = step.make_eval_step(ckpt.create_model(config), loss)
-    record = history.History(run.workdir, num_epochs_done=progress.epoch)
     with (
-        contextlib.closing(record),
+        _open_record(run, progress.epoch) as record,
         _train_batches(run, int(start.step)) as batches,
+        run.devices.in_use(),
     ):
         loop.fit(
             start,
             batches,
-            jax.jit(train_step, donate_argnums=0),
-            loop.make_validate(jax.jit(eval_step), _val_batches(run), run.stop),
+            run.devices.compile_train_step(train_step),
+            loop.make_validate(
+                run.devices.compile_eval_step(eval_step), _val_batches(run), run.stop
+            ),
             num_epochs=train.num_epochs,
             steps_per_epoch=run.steps_per_epoch,
             end_epoch=_make_end_epoch(run, record),
@@ -115,6 +125,17 @@ def _train(run: Run) -> None:
             save_progress=functools.partial(_save_progress, run),
             max_skipped=train.max_skipped,
         )
+
+
+@contextlib.contextmanager
+def _open_record(run: Run, num_epochs_done: int) -> Iterator[history.History | None]:
+    """Opens the history, in the process that writes."""
+    if not run.devices.is_writer:
+        yield None
+        return
+    record = history.History(run.workdir, num_epochs_done=num_epochs_done)
+    with contextlib.closing(record):
+        yield record
 
 
 def inherit(
@@ -184,7 +205,11 @@ def record_start(workdir: pathlib.Path, fingerprints: Mapping[str, str]) -> None
 
 
 def tune(
-    workdir: pathlib.Path, examples: list[index.Example], stop: StopRequest
+    workdir: pathlib.Path,
+    examples: list[index.Example],
+    stop: StopRequest,
+    *,
+    write: bool = True,
 ) -> None:
     """Tunes the decoding of the best checkpoint on validation, and keeps it there."""
     segmenter = make_segmenter(*ckpt.restore_for_inference(workdir))
@@ -193,22 +218,16 @@ def tune(
     if tuning is None:
         print("  not tuned: the truth does not tell touching nuclei apart")
         return
-    ckpt.write_decoding(workdir, tuning.decoding)
+    if write:
+        ckpt.write_decoding(workdir, tuning.decoding)
     print(f"  instance mean AP {tuning.mean_ap:.4f}, untuned {tuning.before:.4f}")
 
 
 def _restore_or_create(run: Run) -> tuple[state.TrainState, loop.Progress]:
-    config = run.config
-    created = state.create_train_state(
-        ckpt.create_model(config),
-        optim.create_optimizer(config.train, run.steps_per_epoch),
-        seed=config.train.seed,
-        ema_decay=config.train.ema_decay,
-    )
+    created = _create(run)
     restored = run.saved.restore_latest(created)
     if restored is None:
-        start = _begin_with(config, created) if config.train.init else created
-        return start, loop.Progress(0)
+        return created, loop.Progress(0)
     resumed, position = restored
     _check_data(run, position["data"])
     progress = loop.Progress(
@@ -218,6 +237,19 @@ def _restore_or_create(run: Run) -> tuple[state.TrainState, loop.Progress]:
     )
     print(f"going on after epoch {progress.epoch}, step {int(resumed.step)}")
     return resumed, progress
+
+
+def _create(run: Run) -> state.TrainState:
+    config = run.config
+    created = state.create_train_state(
+        ckpt.create_model(config),
+        optim.create_optimizer(config.train, run.steps_per_epoch),
+        seed=config.train.seed,
+        ema_decay=config.train.ema_decay,
+    )
+    if config.train.init and run.saved.saved_config() is None:
+        created = _begin_with(config, created)
+    return run.devices.replicate(created)
 
 
 def _check_data(run: Run, before: Mapping[str, str]) -> None:
@@ -266,6 +298,7 @@ def _train_batches(run: Run, first_batch: int) -> Iterator[Iterator[Any]]:
         seed=train.seed,
         num_workers=train.num_workers,
         first_batch=first_batch,
+        shard=run.devices.shard,
     )
     with contextlib.closing(batches):
         try:
@@ -300,15 +333,16 @@ def _save_progress(run: Run, now: state.TrainState, progress: loop.Progress) -> 
 
 
 def _make_end_epoch(
-    run: Run, record: history.History
+    run: Run, record: history.History | None
 ) -> Callable[[state.TrainState, dict[str, float], loop.Validation], None]:
     """Makes what happens after each epoch: record, draw, save, tell."""
 
     def end_epoch(
         now: state.TrainState, row: dict[str, float], validation: loop.Validation
     ) -> None:
-        record.append(row)
-        draw_curves(record.rows, run.workdir / "curves.png")
+        if record:
+            record.append(row)
+            draw_curves(record.rows, run.workdir / "curves.png")
         run.saved.save(
             int(now.step),
             now,

@@ -11,8 +11,10 @@ import time
 import jax
 import numpy as np
 import pytest
+from flax import serialization
 
 from nucseg_jax import checkpoints as ckpt
+from nucseg_jax.training import optim, state
 from nucseg_jax.training.history import read_history
 from tests.helpers import write_disc_dataset
 
@@ -65,15 +67,13 @@ def final_state(folder, name):
     """All arrays of the last checkpoint, as plain dicts."""
     with contextlib.closing(ckpt.Checkpoints(folder / name)) as saved:
         config = saved.saved_config()
-        from nucseg_jax.training import optim, state
-
         created = state.create_train_state(
             ckpt.create_model(config),
             optim.create_optimizer(config.train, config.train.steps_per_epoch),
             seed=9,
             ema_decay=config.train.ema_decay,
         )
-        return saved.restore_latest(created)[0]
+        return serialization.to_state_dict(saved.restore_latest(created)[0])
 
 
 def assert_same_end(folder, first, second):
@@ -151,7 +151,7 @@ def test_loading_processes_follow_a_killed_run(folder):
     wait_for((folder / "orphans" / "starts.json").exists, process)
     time.sleep(8)
     os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    process.communicate()
     end = time.monotonic() + 10
     while time.monotonic() < end and (group(process.pid) or shared_memory() - before):
         time.sleep(0.1)

@@ -250,6 +250,7 @@ def make_train_batches(
     seed: int,
     num_workers: int = 0,
     first_batch: int = 0,
+    shard: tuple[int, int] = (0, 1),
 ) -> TrainBatches:
     """Makes the endless row of training batches.
 
@@ -263,6 +264,7 @@ def make_train_batches(
       seed: Governs order and augmentation.
       num_workers: Processes that prepare batches; 0 = threads of this process.
       first_batch: Number of the batch to begin with.
+      shard: (k, n): rows k, k + n, ... of each batch alone, as process k of n.
 
     Returns:
       Iterator over `Batch`, all rows valid.
@@ -276,11 +278,13 @@ def make_train_batches(
         count_repeats(examples, config.balance_by),
         seed,
     )
+    number, count = shard
+    rows = batch_size // count
     batches = (
         grain.MapDataset.source(epochs)
         .seed(seed)
-        .random_map(Augment(config))
-        .batch(batch_size, batch_fn=_Stack(config.targets, batch_size))
+        .random_map(Augment(config))[number::count]
+        .batch(rows, batch_fn=_Stack(config.targets, rows))
     )
     return TrainBatches(_iterate(batches[first_batch:], num_workers))
 

@@ -21,6 +21,7 @@ from flax.linen.dtypes import promote_dtype
 from jax import lax
 
 from nucseg_jax.network import onednn, products
+from nucseg_jax.network.sharding import over_batch
 
 Array = jax.Array
 Arrays = tuple[Array, ...]
@@ -79,7 +80,7 @@ def _convolve_joined(inputs: Arrays, kernel: Array, bias: Array) -> Array:
 @jax.custom_vjp
 def _convolve_on_cpu(inputs: Arrays, kernel: Array, bias: Array) -> Array:
     if onednn.supports(str(kernel.dtype)):
-        return onednn.convolve(inputs, kernel, bias)
+        return over_batch(lambda x, p: onednn.convolve(x, *p))(inputs, (kernel, bias))
     if max(x.shape[-1] for x in inputs) < _FEW_CHANNELS:
         inputs = (jnp.concatenate(inputs, axis=-1),)
     kernels = _split_kernel(kernel, inputs)
@@ -107,7 +108,8 @@ def _backward(
         for part in _split_kernel(turned, inputs)
     )
     bias_grad = jnp.sum(grad, axis=(0, 1, 2), dtype=jnp.float32).astype(grad.dtype)
-    return input_grads, products.kernel_gradient(inputs, grad), bias_grad
+    of_kernel = over_batch(lambda x, _: products.kernel_gradient(*x), summed=True)
+    return input_grads, of_kernel((inputs, grad), ()), bias_grad
 
 
 _convolve_on_cpu.defvjp(_forward, _backward)
@@ -121,7 +123,9 @@ def _split_kernel(kernel: Array, inputs: Arrays) -> Sequence[Array]:
 
 def _convolve_one(image: Array, kernel: Array) -> Array:
     if onednn.supports(str(kernel.dtype)):
-        return onednn.convolve([image], kernel, jnp.zeros_like(kernel[0, 0, 0]))
+        no_bias = jnp.zeros_like(kernel[0, 0, 0])
+        call = over_batch(lambda x, p: onednn.convolve([x], *p))
+        return call(image, (kernel, no_bias))
     return _convolve_by_xla(image, kernel)
 
 
@@ -205,7 +209,8 @@ def upsample(image: Array, kernel: Array, bias: Array) -> Array:
 @jax.custom_vjp
 def _upsample_on_cpu(image: Array, kernel: Array, bias: Array) -> Array:
     if onednn.supports(str(kernel.dtype)):
-        return onednn.upsample(image, kernel[::-1, ::-1], bias)
+        call = over_batch(lambda x, p: onednn.upsample(x, *p))
+        return call(image, (kernel[::-1, ::-1], bias))
     return _upsample_by_product(image, kernel, bias)
 
 

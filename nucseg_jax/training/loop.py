@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
-import jax
 import numpy as np
 import tqdm
 
@@ -153,7 +152,8 @@ def fit(
     Args:
       state: Where to begin.
       batches: Endless; the first one belongs to the state's step.
-      train_step: Compiled; may take over the state's memory.
+      train_step: Compiled; puts the batch onto the devices, and may take over the
+        state's memory.
       validate: Measures variables on the validation set; may raise `Stopped`.
       num_epochs: Epochs of the whole run, those done before included.
       steps_per_epoch: Batches an epoch.
@@ -183,7 +183,14 @@ def fit(
             unit="step",
         ) as bar:
             state = train_epoch(
-                state, batches, train_step, progress.trained, bar, stop, max_skipped
+                state,
+                batches,
+                train_step,
+                progress.trained,
+                steps_per_epoch,
+                bar=bar,
+                stop=stop,
+                max_skipped=max_skipped,
             )
         progress.seconds += time.perf_counter() - start
         try:
@@ -203,18 +210,21 @@ def train_epoch(
     batches: Iterator[Mapping[str, Any]],
     train_step: Callable[..., tuple[TrainState, StepMetrics]],
     trained: EpochMetrics,
+    num_steps: int,
+    *,
     bar: tqdm.tqdm,
     stop: StopRequest,
     max_skipped: int,
 ) -> TrainState:
-    """Trains to the end of the bar, or until a stop is requested.
+    """Trains to the end of the epoch, or until a stop is requested.
 
     Args:
       state: Where to begin.
       batches: As those of `fit`.
       train_step: As that of `fit`.
-      trained: Takes up the sums of the steps.
-      bar: Of the steps of the epoch, those done before included.
+      trained: Takes up the sums of the steps; may hold some already.
+      num_steps: Of the whole epoch.
+      bar: Shows the steps.
       stop: Asked before each step.
       max_skipped: As that of `fit`.
 
@@ -232,7 +242,9 @@ def train_epoch(
         if in_a_row > max_skipped:
             raise NotFiniteError(index)
 
-    while bar.n < bar.total and not stop.requested:
+    for _ in range(trained.num_steps, num_steps):
+        if stop.requested:
+            break
         try:
             batch = next(batches)
         except Exception:
@@ -241,7 +253,7 @@ def train_epoch(
                 break
             raise
         num_images += len(batch["image"])
-        state, metrics = train_step(state, device_batch(batch))
+        state, metrics = train_step(state, batch)
         pending.append((metrics, batch["index"]))
         if len(pending) > _READ_BEHIND:
             read_oldest()
@@ -285,7 +297,7 @@ def make_validate(
         heads: PixelCounts | None = None
         for batch in batches:
             stop.check()
-            metrics = eval_step(variables, device_batch(batch))
+            metrics = eval_step(variables, batch)
             total.add(metrics.step)
             counts = metrics.heads.to_host()
             heads = counts if heads is None else heads.merge(counts)
@@ -315,11 +327,6 @@ def choose_fast_head(head_ious: np.ndarray, accurate_iou: float) -> int:
     """
     enough = head_ious >= accurate_iou - _FAST_MODE_TOLERANCE
     return int(np.argmax(enough) if enough.any() else np.argmax(head_ious)) + 1
-
-
-def device_batch(batch: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Puts what the steps use onto the device."""
-    return {name: jax.device_put(batch[name]) for name in ("image", "mask", "valid")}
 
 
 def _show(bar: tqdm.tqdm, epoch: EpochMetrics, num_images: int) -> None:

@@ -1,0 +1,134 @@
+"""One training over all devices of all processes.
+
+The batch is divided among the devices, everything else lies whole on each; XLA adds
+the sums that this needs, those of batch normalisation included. The result is that of
+one device with the same batch but for the order of its sums.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from nucseg_jax.network.sharding import BATCH_AXIS
+from nucseg_jax.training.stopping import Stopped, StopRequest
+
+_T = TypeVar("_T")
+_USED = ("image", "mask", "valid")
+
+
+class Devices:
+    """All devices of all processes, and how arrays lie on them.
+
+    Attributes:
+      is_writer: Whether this process writes what only one may.
+      shard: This process's number, and how many there are.
+    """
+
+    def __init__(self):
+        self.shard = (jax.process_index(), jax.process_count())
+        self.is_writer = self.shard[0] == 0
+        self._mesh = None
+        if jax.device_count() > 1:
+            axes = {"axis_shapes": (jax.device_count(),), "axis_names": (BATCH_AXIS,)}
+            self._mesh = jax.make_mesh(**axes, axis_types=(AxisType.Auto,))
+            self._divided = NamedSharding(self._mesh, PartitionSpec(BATCH_AXIS))
+            self._whole = NamedSharding(self._mesh, PartitionSpec())
+
+    def check_batch_size(self, batch_size: int) -> None:
+        """Refuses batches that cannot be divided evenly.
+
+        Raises:
+          ValueError: Names both numbers.
+        """
+        if batch_size % jax.device_count():
+            raise ValueError(
+                f"batch_size is {batch_size}; it must be a multiple of the number of "
+                f"devices, {jax.device_count()}"
+            )
+
+    def in_use(self) -> contextlib.AbstractContextManager[Any]:
+        """Within it, compiled functions are divided among the devices."""
+        return jax.set_mesh(self._mesh) if self._mesh else contextlib.nullcontext()
+
+    def replicate(self, tree: _T) -> _T:
+        """Puts arrays that every process has onto all devices."""
+        if not self._mesh:
+            return tree
+        host = jax.tree.map(np.asarray, tree)
+        return jax.tree.map(lambda leaf: jax.device_put(leaf, self._whole), host)
+
+    def compile_train_step(self, step: Callable) -> Callable:
+        """Compiles `step(state, batch)` for batches of which each process has its rows.
+
+        It takes over the state's memory.
+        """
+        compiled = jax.jit(step, donate_argnums=0, **self._whole_results())
+        return lambda state, batch: compiled(state, self._put_own_rows(batch))
+
+    def compile_eval_step(self, step: Callable) -> Callable:
+        """Compiles `step(variables, batch)` for batches that every process has."""
+        compiled = jax.jit(step, **self._whole_results())
+        return lambda variables, batch: compiled(variables, self._put_whole(batch))
+
+    def _whole_results(self) -> dict[str, Any]:
+        return {"out_shardings": self._whole} if self._mesh else {}
+
+    def _put_own_rows(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+        if not self._mesh:
+            return {name: jax.device_put(batch[name]) for name in _USED}
+        put = jax.make_array_from_process_local_data
+        return {name: put(self._divided, batch[name]) for name in _USED}
+
+    def _put_whole(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+        if not self._mesh:
+            return self._put_own_rows(batch)
+        return {name: self._put_part(batch[name]) for name in _USED}
+
+    def _put_part(self, array: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(
+            array.shape, self._divided, lambda index: array[index]
+        )
+
+
+class AgreedStop(StopRequest):
+    """A stop at the same step in all processes, whichever was asked.
+
+    All must ask equally often. The signal is watched by JAX's preemption service,
+    which knows SIGTERM alone: Ctrl-C is handed on to it.
+    """
+
+    def __init__(self, own: StopRequest):
+        super().__init__()
+        self._own = own
+        self._asked = 0
+
+    @property
+    def requested(self) -> bool:
+        """Whether a signal came to any process, and all have reached this step."""
+        if self._signum:
+            return True
+        if self._own.requested:
+            signal.raise_signal(signal.SIGTERM)
+        self._asked += 1
+        if multihost_utils.reached_preemption_sync_point(self._asked):
+            self._signum = signal.SIGTERM
+        return bool(self._signum)
+
+    def check(self) -> None:
+        """Raises `Stopped` if so."""
+        if self.requested:
+            raise Stopped(self._signum)
+
+    def watch(self, items: Iterable[_T]) -> Iterator[_T]:
+        """As `StopRequest.watch`."""
+        for item in items:
+            self.check()
+            yield item

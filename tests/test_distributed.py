@@ -1,0 +1,91 @@
+"""Two processes on one machine train as one does with the same global batch."""
+
+import os
+import signal
+import socket
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from nucseg_jax.config import DataConfig
+from nucseg_jax.data import pipeline
+from nucseg_jax.data.index import load_subsets
+from tests.helpers import write_disc_dataset
+from tests.test_kill import final_state, finish, rows, start, wait_for
+
+SETTINGS = ["--steps_per_epoch=3"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distributed")
+    write_disc_dataset(folder / "data", num_images=8, side=40)
+    assert finish(start(folder, "one", *SETTINGS, "--num_epochs=2"))[0] == 0
+    return folder
+
+
+def start_two(folder, name, *arguments):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    told = [f"--coordinator=localhost:{port}", "--num_processes=2"]
+    return [
+        start(folder, name, *arguments, *told, f"--process_id={number}")
+        for number in range(2)
+    ]
+
+
+def assert_close(folder, first, second):
+    one, two = (final_state(folder, name) for name in (first, second))
+    for part in ("params", "batch_stats", "ema"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5),
+            one[part],
+            two[part],
+        )
+    for a, b in zip(rows(folder, first), rows(folder, second), strict=True):
+        assert a == pytest.approx(b, abs=1e-4)
+
+
+def test_two_processes_train_the_model_of_one_and_survive_a_restart(folder):
+    for epochs in (1, 2):
+        pair = start_two(folder, "two", *SETTINGS, f"--num_epochs={epochs}")
+        (code, told), (other_code, other_told) = map(finish, pair)
+        assert code == other_code == 0, told + other_told
+    assert "device: 2 x CPU" in told and "after epoch 1" in told
+    assert "device" not in other_told  # One of them tells.
+    assert_close(folder, "one", "two")
+
+
+def test_a_signal_to_one_stops_both_at_the_same_step(folder):
+    pair = start_two(folder, "stop", "--steps_per_epoch=100000")
+    wait_for((folder / "stop" / "starts.json").exists, pair[0])
+    time.sleep(12)
+    os.kill(pair[1].pid, signal.SIGTERM)
+    results = [finish(process, timeout=60) for process in pair]
+    assert [code for code, _ in results] == [143, 143], results
+    assert len(os.listdir(folder / "stop" / "interrupted")) == 1
+
+
+def test_batches_must_divide_among_devices(folder):
+    for code, told in map(finish, start_two(folder, "odd", "--batch_size=3")):
+        assert code == 1
+        assert "batch_size is 3; it must be a multiple of the number of devices" in told
+
+
+def test_shards_of_a_batch_hold_each_example_once(folder):
+    config = DataConfig(data_dir=str(folder / "data"), size=32, augmentation="flips")
+    examples = load_subsets(config)["train"]
+    parts = []
+    for shard in ((0, 1), (0, 2), (1, 2)):
+        batches = pipeline.make_train_batches(
+            examples, config, batch_size=4, seed=3, shard=shard
+        )
+        parts.append([next(batches) for _ in range(6)])
+        batches.close()
+    for whole, first, second in zip(*parts, strict=True):
+        for name in ("image", "mask", "index"):
+            np.testing.assert_array_equal(whole[name][0::2], first[name])
+            np.testing.assert_array_equal(whole[name][1::2], second[name])
