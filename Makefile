@@ -1,6 +1,7 @@
 # Every target sets up .venv by itself when it is missing or the lock has changed.
 #   make demo   train on the sample data, evaluate, predict: see runs/demo
 #   make test   the tests            make test-slow   those that take minutes, too
+#   make test-pythons  the tests under each Python found (PYTHONS="python3.12 ...")
 #   make check  format, lint, types  make lock        newest versions into the lock
 # EXTRA=cuda12 (or cuda13) installs the GPU build; PYTHON=python3.12 picks another Python.
 PYTHON ?= python3
@@ -12,7 +13,9 @@ READY = $(VENV)/ready$(if $(EXTRA),-$(EXTRA))
 PARALLEL = --numprocesses=2 --dist=loadfile
 LOCK = requirements$(if $(EXTRA),-$(EXTRA)).lock
 
-.PHONY: setup demo test test-slow check lock clean
+PYTHONS ?= python3.11 python3.12 python3.13 python3.14
+
+.PHONY: setup demo test test-slow test-pythons check lock clean
 
 setup: $(READY)
 
@@ -38,6 +41,13 @@ test: $(READY)
 
 test-slow: $(READY)
 	$(RUN) -m pytest $(PARALLEL) -m "not gpu"
+
+# Each Python has versions of its own: 3.11 stays with jax 0.10, later ones go on.
+test-pythons:
+	@for python in $(PYTHONS); do \
+	  if $$python -c "" 2> /dev/null; then \
+	    echo "== $$python"; $(MAKE) test PYTHON=$$python VENV=.venv-$$python || exit 1; \
+	  else echo "== $$python: not here"; fi; done
 
 check: $(READY)
 	$(RUN) -m ruff format --check .

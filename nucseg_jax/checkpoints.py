@@ -44,13 +44,16 @@ class Checkpoints:
     """The checkpoints of one run, below `workdir`."""
 
     def __init__(self, workdir: str | pathlib.Path):
-        root = pathlib.Path(workdir).absolute()
+        self._root = pathlib.Path(workdir).absolute()
         policies = ocp.checkpoint_managers
-        latest = policies.LatestN(1)
         best = policies.BestN(get_metric_fn=_best_metric, n=1)
-        keep = policies.AnyPreservationPolicy([latest, best])
-        self._epochs = _open_for_writing(root / _FOLDER, keep, best_fn=_best_metric)
-        self._interrupted = _open_for_writing(root / _INTERRUPTED, latest)
+        keep = policies.AnyPreservationPolicy([policies.LatestN(1), best])
+        self._epochs = _open_for_writing(
+            self._root / _FOLDER, keep, best_fn=_best_metric
+        )
+        self._interrupted: ocp.CheckpointManager | None = None
+        if (self._root / _INTERRUPTED).is_dir():
+            self._open_interrupted()
 
     def save(
         self,
@@ -76,15 +79,17 @@ class Checkpoints:
         metrics = dict(metrics)
         args = _items(state, config, position, metrics)
         _save(self._epochs, step, args, metrics=metrics)
-        for older in self._interrupted.all_steps():
-            self._interrupted.delete(older)
+        if self._interrupted:
+            for older in self._interrupted.all_steps():
+                self._interrupted.delete(older)
 
     def save_interrupted(
         self, step: int, state: Any, *, config: Config, position: Mapping[str, Any]
     ) -> None:
         """Saves a stop in the midst of an epoch; arguments and errors as `save`'s."""
-        if step != self._interrupted.latest_step():
-            _save(self._interrupted, step, _items(state, config, position))
+        manager = self._interrupted or self._open_interrupted()
+        if step != manager.latest_step():
+            _save(manager, step, _items(state, config, position))
 
     def restore_latest(self, state: _State) -> tuple[_State, dict[str, Any]] | None:
         """Restores the last complete step into a state of the same structure.
@@ -126,15 +131,19 @@ class Checkpoints:
 
     def close(self) -> None:
         """Releases the folders."""
-        for manager in (self._epochs, self._interrupted):
+        for manager in filter(None, (self._epochs, self._interrupted)):
             manager.wait_until_finished()
             manager.close()
-        with contextlib.suppress(OSError):  # It holds a checkpoint.
-            pathlib.Path(str(self._interrupted.directory)).rmdir()
+
+    def _open_interrupted(self) -> ocp.CheckpointManager:
+        latest = ocp.checkpoint_managers.LatestN(1)
+        self._interrupted = _open_for_writing(self._root / _INTERRUPTED, latest)
+        return self._interrupted
 
     def _latest(self) -> tuple[ocp.CheckpointManager, int | None]:
-        done, stopped = self._epochs.latest_step(), self._interrupted.latest_step()
-        if stopped is not None and (done is None or stopped > done):
+        done = self._epochs.latest_step()
+        stopped = self._interrupted.latest_step() if self._interrupted else None
+        if self._interrupted and stopped is not None and (done or 0) < stopped:
             return self._interrupted, stopped
         return self._epochs, done
 

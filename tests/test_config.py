@@ -49,6 +49,7 @@ OTHER = Config(
         clip_norm=1.0,
         ema_decay=0.99,
         num_workers=2,
+        max_skipped=3,
     ),
     inference=InferenceConfig(threshold=0.375, fast_head=3),
     decoding=DecodingConfig(
@@ -187,6 +188,7 @@ BAD = (
     (TrainConfig, "ema_decay", -0.1),
     (TrainConfig, "ema_decay", 1.0),
     (TrainConfig, "num_workers", -1),
+    (TrainConfig, "max_skipped", -1),
     (InferenceConfig, "threshold", -0.1),
     (InferenceConfig, "threshold", 1.1),
     (InferenceConfig, "fast_head", -1),

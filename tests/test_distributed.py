@@ -3,7 +3,6 @@
 import os
 import signal
 import socket
-import time
 
 import jax
 import numpy as np
@@ -13,7 +12,7 @@ from nucseg_jax.config import DataConfig
 from nucseg_jax.data import pipeline
 from nucseg_jax.data.index import load_subsets
 from tests.helpers import write_disc_dataset
-from tests.test_kill import final_state, finish, rows, start, wait_for
+from tests.test_kill import final_state, finish, rows, start, wait_for_steps
 
 SETTINGS = ["--steps_per_epoch=3"]
 
@@ -59,12 +58,12 @@ def test_two_processes_train_the_model_of_one_and_survive_a_restart(folder):
     assert_close(folder, "one", "two")
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_stops_both_at_the_same_step(folder):
     pair = start_two(folder, "stop", "--steps_per_epoch=100000")
-    wait_for((folder / "stop" / "starts.json").exists, pair[0])
-    time.sleep(12)
-    os.kill(pair[1].pid, signal.SIGTERM)
-    results = [finish(process, timeout=60) for process in pair]
+    wait_for_steps(pair[0])
+    os.kill(pair[1].process.pid, signal.SIGTERM)
+    results = [finish(training, timeout=60) for training in pair]
     assert [code for code, _ in results] == [143, 143], results
     assert len(os.listdir(folder / "stop" / "interrupted")) == 1
 

@@ -145,7 +145,6 @@ def test_data_that_changed_are_noticed(trained, tmp_path):
     ]
     train += [*SETTINGS, "--num_epochs=4"]
     evaluate = ["evaluate", f"--checkpoint={tmp_path / 'run'}"]
-    assert "after epoch 3" in succeed(*train)
     assert "WARNING" not in succeed(*evaluate)
     for path in (tmp_path / "data" / "images").iterdir():
         image = np.asarray(PIL.Image.open(path))

@@ -71,6 +71,7 @@ CHANGED = Config(
         clip_norm=1.0,
         ema_decay=0.99,
         num_workers=2,
+        max_skipped=3,
     ),
 )
 
@@ -214,7 +215,7 @@ PROGRAMS = {
     "merge": {"output"},
     "evaluate": {"checkpoint", "subset", "output", "mode", "threshold", "score_size"}
     | {"data_dir", "truth", "split", "val_fraction", "split_seed"},
-    "train": {"workdir"}
+    "train": {"workdir", "coordinator", "num_processes", "process_id"}
     | {field.name for kind in SECTIONS.values() for field in dataclasses.fields(kind)},
 }
 REQUIRED = ("checkpoint", "input", "output", "workdir")
