@@ -59,13 +59,14 @@ def test_two_processes_train_the_model_of_one_and_survive_a_restart(folder):
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_stops_both_at_the_same_step(folder):
-    pair = start_two(folder, "stop", "--steps_per_epoch=100000")
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_stops_both_at_the_same_step(folder, signum):
+    pair = start_two(folder, f"stop_{signum}", "--steps_per_epoch=100000")
     wait_for_steps(pair[0])
-    os.kill(pair[1].process.pid, signal.SIGTERM)
+    os.kill(pair[1].process.pid, signum)
     results = [finish(training, timeout=60) for training in pair]
     assert [code for code, _ in results] == [143, 143], results
-    assert len(os.listdir(folder / "stop" / "interrupted")) == 1
+    assert len(os.listdir(folder / f"stop_{signum}" / "interrupted")) == 1
 
 
 def test_batches_must_divide_among_devices(folder):

@@ -109,13 +109,15 @@ class AgreedStop(StopRequest):
         super().__init__()
         self._own = own
         self._asked = 0
+        self._handed_on = False
 
     @property
     def requested(self) -> bool:
         """Whether a signal came to any process, and all have reached this step."""
         if self._signum:
             return True
-        if self._own.requested:
+        if self._own.requested and not self._handed_on:
+            self._handed_on = True
             signal.raise_signal(signal.SIGTERM)
         self._asked += 1
         if multihost_utils.reached_preemption_sync_point(self._asked):

@@ -30,7 +30,7 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """Remembers a signal while it is entered; a second one acts as without it.
+    """Remembers a signal while it is entered; the same once more acts as without it.
 
         with StopRequest() as stop:
             for batch in batches:
@@ -49,7 +49,9 @@ class StopRequest:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._restore()
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+        self._before.clear()
 
     @property
     def requested(self) -> bool:
@@ -70,11 +72,6 @@ class StopRequest:
     def _remember(self, signum: int, frame: FrameType | None) -> None:
         del frame
         self._signum = signum
-        self._restore()
+        signal.signal(signum, self._before.pop(signum))
         # Not print: the signal may have come in the midst of one.
         os.write(2, b"\nstopping after this step; once more stops at once\n")
-
-    def _restore(self) -> None:
-        for signum, handler in self._before.items():
-            signal.signal(signum, handler)
-        self._before.clear()
