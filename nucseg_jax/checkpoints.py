@@ -34,6 +34,7 @@ _FOLDER = "checkpoints"
 _INTERRUPTED = "interrupted"
 _BEST_METRIC = "iou"
 _DECODING = "decoding.json"
+_CURE = "restore it from a copy, or delete this folder to use an older checkpoint"
 
 
 class CheckpointError(ValueError):
@@ -168,9 +169,7 @@ def restore_for_inference(
         step = _choose_step(manager, which)
         config = _restore_config(manager, step)
         model = create_model(config)
-        path = _path(manager, step)
-        with _naming(path):
-            variables = _restore_variables(path, model, config)
+        variables = _restore_variables(manager, step, model, config)
     decoding = _read_decoding(pathlib.Path(directory)) or config.decoding
     return model, variables, dataclasses.replace(config, decoding=decoding)
 
@@ -183,11 +182,7 @@ def read_fingerprints(directory: str | pathlib.Path) -> dict[str, str]:
     """
     with _quiet_orbax(), _open_for_reading(directory) as manager:
         step = _choose_step(manager, "best")
-        with _naming(_path(manager, step)):
-            position = _restore_json(manager, step, "position")
-            digests = _restore_json(manager, step, "digests")
-            _check_json(_path(manager, step), "position", position, digests)
-    return position.get("data", {})
+        return _restore_checked(manager, step, "position").get("data", {})
 
 
 def export_for_inference(
@@ -289,8 +284,7 @@ def _naming(path: pathlib.Path) -> Iterator[None]:
     except Exception as error:  # Orbax, TensorStore and JSON raise what they like.
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(
-            f"{path}: is damaged ({reason[0][:200]}); restore it from a copy, or "
-            "delete this folder to use an older checkpoint"
+            f"{path}: is damaged ({reason[0][:200]}); {_CURE}"
         ) from error
 
 
@@ -327,10 +321,7 @@ def _path(manager: ocp.CheckpointManager, step: int) -> pathlib.Path:
 def _choose_step(manager: ocp.CheckpointManager, which: str) -> int:
     """Finds the best or the latest step; damaged metrics would hide the best one."""
     for step in manager.all_steps():
-        with _naming(_path(manager, step)):
-            digests = _restore_json(manager, step, "digests")
-            metrics = _restore_json(manager, step, "metrics")
-            _check_json(_path(manager, step), "metrics", metrics, digests)
+        _restore_checked(manager, step, "metrics")
     step = manager.best_step() if which == "best" else manager.latest_step()
     if step is None:
         raise CheckpointError(f"{manager.directory}: holds no complete checkpoint")
@@ -381,20 +372,33 @@ def _restore_json(manager: ocp.CheckpointManager, step: int, name: str) -> Any:
     return manager.restore(step, args=args)[name]
 
 
-def _restore_config(manager: ocp.CheckpointManager, step: int) -> Config:
+def _restore_checked(manager: ocp.CheckpointManager, step: int, name: str) -> Any:
     path = _path(manager, step)
     with _naming(path):
-        config, digests = (
-            _restore_json(manager, step, name) for name in ("config", "digests")
-        )
-        _check_json(path, "config", config, digests)
-        return Config.from_dict(config)
+        value = _restore_json(manager, step, name)
+        _check_json(path, name, value, _restore_json(manager, step, "digests"))
+    return value
+
+
+def _restore_config(manager: ocp.CheckpointManager, step: int) -> Config:
+    settings = _restore_checked(manager, step, "config")
+    with _naming(_path(manager, step)):
+        return Config.from_dict(settings)
 
 
 def _restore_variables(
-    path: pathlib.Path, model: UNetPlusPlus, config: Config
+    manager: ocp.CheckpointManager, step: int, model: UNetPlusPlus, config: Config
 ) -> dict[str, Any]:
     """Reads the variables alone, without the optimizer's state."""
+    path = _path(manager, step)
+    with _naming(path):
+        digests = _restore_json(manager, step, "digests")["state"]
+        return _read_variables(path, model, config, digests)
+
+
+def _read_variables(
+    path: pathlib.Path, model: UNetPlusPlus, config: Config, digests: Mapping[str, str]
+) -> dict[str, Any]:
     side = 2 ** (model.depth - 1)
     image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
     variables = dict(jax.eval_shape(model.init, jax.random.key(0), image))
@@ -415,8 +419,7 @@ def _restore_variables(
             item=wanted, restore_args=restore_args, partial_restore=True
         ),
     )
-    digests = json.loads((path / "digests" / "metadata").read_text(encoding="utf-8"))
-    _check_tree(path, restored, digests["state"])
+    _check_tree(path, restored, digests)
     restored = jax.tree.map(lambda a, leaf: a.astype(leaf.dtype), restored, wanted)
     return restored["ema"] if config.train.ema_decay else restored
 
@@ -435,8 +438,7 @@ def _check_json(
 def _check_digest(path: pathlib.Path, what: str, have: str, wanted: str | None) -> None:
     if have != wanted:
         raise CheckpointError(
-            f"{path}: is damaged, {what} is not what was saved; restore it from a "
-            "copy, or delete this folder to use an older checkpoint"
+            f"{path}: is damaged, {what} is not what was saved; {_CURE}"
         )
 
 
