@@ -133,26 +133,25 @@ def test_a_run_needs_the_network_that_it_began_with_no_more(trained, tmp_path):
     assert set(starts[0]["versions"]) >= {"jax", "flax", "optax"}
 
 
-def test_data_that_changed_are_noticed(trained, tmp_path):
+def test_data_that_changed_are_noticed(trained):
     """Training does not go on with them, and evaluation warns."""
     folder, _, _ = trained
-    for name in ("data", "run"):
-        shutil.copytree(folder / name, tmp_path / name)
-    train = [
-        "train",
-        f"--workdir={tmp_path / 'run'}",
-        f"--data_dir={tmp_path / 'data'}",
-    ]
-    train += [*SETTINGS, "--num_epochs=4"]
-    evaluate = ["evaluate", f"--checkpoint={tmp_path / 'run'}"]
+    evaluate = ["evaluate", f"--checkpoint={folder / 'run'}"]
     assert "WARNING" not in succeed(*evaluate)
-    for path in (tmp_path / "data" / "images").iterdir():
-        image = np.asarray(PIL.Image.open(path))
-        PIL.Image.fromarray(255 - image).save(path)
-    result = run(*train)
-    assert result.returncode == 1
-    assert "train images or their truth are no longer those" in result.stderr
-    assert "truth of val have changed since training" in succeed(*evaluate)
+    images = {p: p.read_bytes() for p in (folder / "data" / "images").iterdir()}
+    try:
+        for path in images:
+            image = np.asarray(PIL.Image.open(path))
+            PIL.Image.fromarray(255 - image).save(path)
+        workdir, data = folder / "run", folder / "data"
+        train = ["train", f"--workdir={workdir}", f"--data_dir={data}", *SETTINGS]
+        result = run(*train, "--num_epochs=4")
+        assert result.returncode == 1
+        assert "train images or their truth are no longer those" in result.stderr
+        assert "truth of val have changed since training" in succeed(*evaluate)
+    finally:
+        for path, content in images.items():
+            path.write_bytes(content)
 
 
 @pytest.mark.parametrize(
