@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from nucseg_jax.network.sharding import BATCH_AXIS
-from nucseg_jax.training.stopping import Stopped, StopRequest
+from nucseg_jax.training.stopping import StopRequest
 
 _T = TypeVar("_T")
 _USED = ("image", "mask", "valid")
@@ -123,14 +123,3 @@ class AgreedStop(StopRequest):
         if multihost_utils.reached_preemption_sync_point(self._asked):
             self._signum = signal.SIGTERM
         return bool(self._signum)
-
-    def check(self) -> None:
-        """Raises `Stopped` if so."""
-        if self.requested:
-            raise Stopped(self._signum)
-
-    def watch(self, items: Iterable[_T]) -> Iterator[_T]:
-        """As `StopRequest.watch`."""
-        for item in items:
-            self.check()
-            yield item

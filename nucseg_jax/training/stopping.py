@@ -60,7 +60,7 @@ class StopRequest:
 
     def check(self) -> None:
         """Raises `Stopped` if a signal came."""
-        if self._signum:
+        if self.requested:
             raise Stopped(self._signum)
 
     def watch(self, items: Iterable[_T]) -> Iterator[_T]:
