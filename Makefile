@@ -10,7 +10,8 @@ VENV ?= .venv
 RUN = $(VENV)/bin/python
 READY = $(VENV)/ready$(if $(EXTRA),-$(EXTRA))
 # Files of tests go to two processes: compiling and small arrays keep one core busy each.
-PARALLEL = --numprocesses=2 --dist=loadfile
+# In the order of tests/conftest.py, the slow ones first.
+PARALLEL = --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 LOCK = requirements$(if $(EXTRA),-$(EXTRA)).lock
 
 PYTHONS ?= python3.11 python3.12 python3.13 python3.14

@@ -1,6 +1,7 @@
 """Every test runs on the CPU, with strict shapes and full float32 products."""
 
 import os
+import pathlib
 
 os.environ["JAX_PLATFORMS"] = os.environ.get("NUCSEG_TEST_PLATFORM", "cpu")
 os.environ.setdefault("MPLBACKEND", "agg")
@@ -32,3 +33,9 @@ def parsed_flags():
     """grain refuses to start workers while absl's flags are unparsed."""
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
+
+
+def pytest_collection_modifyitems(items):
+    """Begins with tests of whole programs: of two processes, none is to end late."""
+    here = pathlib.Path(__file__).parent
+    items.sort(key=lambda item: item.path.parent not in (here, here / "experiments"))

@@ -86,6 +86,6 @@ def test_shards_of_a_batch_hold_each_example_once(folder):
         parts.append([next(batches) for _ in range(6)])
         batches.close()
     for whole, first, second in zip(*parts, strict=True):
-        for name in ("image", "mask", "index"):
+        for name in ("image_u8", "mask", "index"):
             np.testing.assert_array_equal(whole[name][0::2], first[name])
             np.testing.assert_array_equal(whole[name][1::2], second[name])

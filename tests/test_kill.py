@@ -22,7 +22,7 @@ from tests.helpers import write_disc_dataset
 
 ROOT = pathlib.Path(__file__).parents[1]
 SETTINGS = [
-    "--features=4,6,8",
+    "--features=4,6",
     "--size=32",
     "--batch_size=4",
     "--learning_rate=1e-3",
@@ -149,7 +149,7 @@ def test_a_signal_to_all_processes_saves_within_seconds(folder, signum, code, wo
 
 def test_stopped_and_started_again_is_as_if_nothing_was(folder):
     """Stopped amid an epoch, with another number of loading processes."""
-    settings = ["--steps_per_epoch=150", "--num_epochs=3"]
+    settings = ["--steps_per_epoch=60", "--num_epochs=3"]
     assert finish(start(folder, "unbroken", *settings))[0] == 0
     training = start(folder, "stopped", *settings, "--num_workers=1")
     wait_for_steps(training)

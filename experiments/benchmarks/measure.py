@@ -26,7 +26,7 @@ from nucseg_jax.training import losses, optim, state, step
 
 
 def make_batch(batch_size: int, side: int) -> dict[str, jax.Array]:
-    """Draws a batch of the shape and dtypes that the loader gives."""
+    """Draws a batch as the train step takes it."""
     image = jax.random.uniform(jax.random.key(0), (batch_size, side, side, 3))
     return {
         "image": image,
@@ -98,7 +98,7 @@ def loader_rate(
             pass
         start, count = time.perf_counter(), 0
         while time.perf_counter() - start < seconds:
-            count += len(next(batches)["image"])
+            count += len(next(batches)["valid"])
         return count / (time.perf_counter() - start)
     finally:
         batches.close()

@@ -48,15 +48,15 @@ class LoaderError(ValueError):
 
 
 class Batch(TypedDict):
-    """Arrays of B examples.
+    """Arrays of B examples, in few bytes: the device makes floats of them.
 
-    image: float32 [B, H, W, 3] in [0, 1].
-    mask: float32 [B, H, W, T], one channel a target.
+    image_u8: uint8 [B, H, W, 3].
+    mask: [B, H, W, T], one channel a target: bool, or float32 where one is a distance.
     valid: bool [B], False for the rows that fill up a last batch.
     index: int32 [B], position in the list of examples; -1 where not valid.
     """
 
-    image: np.ndarray
+    image_u8: np.ndarray
     mask: np.ndarray
     valid: np.ndarray
     index: np.ndarray
@@ -304,14 +304,13 @@ def make_eval_batches(
         grain.MapDataset.source(PreparedExamples(examples, config))
         .map(_Centre(config.size))
         .batch(batch_size, batch_fn=_Stack(config.targets, batch_size))
-        .map(_to_float)
         .to_iter_dataset(_READ_OPTIONS)
     )
 
 
 def _iterate(batches: grain.MapDataset, num_workers: int) -> grain.DatasetIterator:
     if not num_workers:
-        return iter(batches.map(_to_float).to_iter_dataset(_READ_OPTIONS))
+        return iter(batches.to_iter_dataset(_READ_OPTIONS))
     dataset = grain.experimental.WithOptionsIterDataset(
         batches.to_iter_dataset(_WORKER_READ_OPTIONS), _WORKER_OPTIONS
     )
@@ -320,8 +319,7 @@ def _iterate(batches: grain.MapDataset, num_workers: int) -> grain.DatasetIterat
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     options = grain.MultiprocessingOptions(num_workers=num_workers)
-    prefetched = dataset.mp_prefetch(options, worker_init_fn=_start_worker)
-    return iter(prefetched.map(_to_float))
+    return iter(dataset.mp_prefetch(options, worker_init_fn=_start_worker))
 
 
 def _start_worker(worker_index: int, worker_count: int) -> None:
@@ -370,11 +368,7 @@ def _fit_centre(pixels: np.ndarray, side: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class _Stack:
-    """Stacks samples to a batch of a fixed size, filled up with rows of zeros.
-
-    Its image is still uint8, and its mask bool where that will do: between processes,
-    a quarter is to be moved.
-    """
+    """Stacks samples to a batch of a fixed size, filled up with rows of zeros."""
 
     targets: tuple[str, ...]
     batch_size: int
@@ -383,27 +377,21 @@ class _Stack:
         shape = (self.batch_size, *samples[0].label_image.shape)
         # Written in place: fresh memory for each image, and then for the stack of
         # them, would cost ten times the copy itself.
-        image = np.empty((*shape, 3), np.uint8)
+        image_u8 = np.empty((*shape, 3), np.uint8)
         mask = np.empty((*shape, len(self.targets)), choose_dtype(self.targets))
         for k, sample in enumerate(samples):
-            image[k] = sample.image_u8
+            image_u8[k] = sample.image_u8
             make_targets(sample.label_image, self.targets, out=mask[k])
-        image[len(samples) :] = 0
+        image_u8[len(samples) :] = 0
         mask[len(samples) :] = 0
         missing = self.batch_size - len(samples)
         index = [sample.index for sample in samples] + [-1] * missing
         return Batch(
-            image=image,
+            image_u8=image_u8,
             mask=mask,
             valid=np.arange(self.batch_size) < len(samples),
             index=np.array(index, np.int32),
         )
-
-
-def _to_float(batch: Batch) -> Batch:
-    """Brings a stacked image to [0, 1], and its mask to float32."""
-    image = preprocessing.to_float(batch["image"])
-    return Batch({**batch, "image": image, "mask": batch["mask"].astype(np.float32)})
 
 
 def _to_uint16(label_image: np.ndarray, name: str) -> np.ndarray:

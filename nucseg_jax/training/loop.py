@@ -252,7 +252,7 @@ def train_epoch(
             if stop.requested:
                 break
             raise
-        num_images += len(batch["image"])
+        num_images += len(batch["valid"])
         state, metrics = train_step(state, batch)
         pending.append((metrics, batch["index"]))
         if len(pending) > _READ_BEHIND:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -21,7 +22,7 @@ from nucseg_jax.network.sharding import BATCH_AXIS
 from nucseg_jax.training.stopping import StopRequest
 
 _T = TypeVar("_T")
-_USED = ("image", "mask", "valid")
+_USED = ("image_u8", "mask", "valid")
 
 
 class Devices:
@@ -66,16 +67,17 @@ class Devices:
         return jax.tree.map(lambda leaf: jax.device_put(leaf, self._whole), host)
 
     def compile_train_step(self, step: Callable) -> Callable:
-        """Compiles `step(state, batch)` for batches of which each process has its rows.
+        """Compiles `step(state, batch)` for the loader's batches.
 
-        It takes over the state's memory.
+        Each process has its own rows of them. It takes over the state's memory.
         """
+        step = _on_bytes(step)
         compiled = jax.jit(step, donate_argnums=0, **self._whole_results())
         return lambda state, batch: compiled(state, self._put_own_rows(batch))
 
     def compile_eval_step(self, step: Callable) -> Callable:
         """Compiles `step(variables, batch)` for batches that every process has."""
-        compiled = jax.jit(step, **self._whole_results())
+        compiled = jax.jit(_on_bytes(step), **self._whole_results())
         return lambda variables, batch: compiled(variables, self._put_whole(batch))
 
     def _whole_results(self) -> dict[str, Any]:
@@ -96,6 +98,17 @@ class Devices:
         return jax.make_array_from_callback(
             array.shape, self._divided, lambda index: array[index]
         )
+
+
+def _on_bytes(step: Callable) -> Callable:
+    """Lets a step take what the loader gives: a quarter of the bytes to move."""
+
+    def step_on_bytes(state: Any, batch: Mapping[str, jax.Array]) -> Any:
+        image = batch["image_u8"].astype(jnp.float32) / 255
+        mask = batch["mask"].astype(jnp.float32)
+        return step(state, {"image": image, "mask": mask, "valid": batch["valid"]})
+
+    return step_on_bytes
 
 
 class AgreedStop(StopRequest):

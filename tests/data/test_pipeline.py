@@ -37,7 +37,7 @@ def order(batches):
 def assert_same_batches(first, second):
     assert len(first) == len(second)
     for one, other in zip(first, second, strict=True):
-        assert set(one) == set(other) == {"image", "mask", "valid", "index"}
+        assert set(one) == set(other) == {"image_u8", "mask", "valid", "index"}
         for name in one:
             np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
@@ -62,12 +62,12 @@ def reads(monkeypatch):
 def test_training_batch_holds_what_it_says(write_examples):
     for batch in take(3, write_examples(4)):
         assert {name: (a.dtype, a.shape) for name, a in batch.items()} == {
-            "image": (np.float32, (3, 16, 16, 3)),
-            "mask": (np.float32, (3, 16, 16, 1)),
+            "image_u8": (np.uint8, (3, 16, 16, 3)),
+            "mask": (np.bool_, (3, 16, 16, 1)),
             "valid": (np.bool_, (3,)),
             "index": (np.int32, (3,)),
         }
-        assert batch["image"].min() >= 0 and 0.5 < batch["image"].max() <= 1
+        assert batch["image_u8"].max() > 128
         assert set(np.unique(batch["mask"])) == {0, 1}
         assert batch["valid"].all()
 
@@ -75,10 +75,10 @@ def test_training_batch_holds_what_it_says(write_examples):
 def test_rows_are_the_examples_they_name(write_examples):
     examples = write_examples(4)
     (batch,) = take(1, examples, PLAIN, batch_size=4)
-    for image, index in zip(batch["image"], batch["index"], strict=True):
+    for image, index in zip(batch["image_u8"], batch["index"], strict=True):
         file = images.read_image(examples[index].image)
         expected = preprocessing.prepare_image(file, clahe_clip_limit=0, side=16)
-        np.testing.assert_array_equal(image, preprocessing.to_float(expected))
+        np.testing.assert_array_equal(image, expected)
 
 
 def test_mask_is_the_resized_truth(write_examples):
@@ -94,20 +94,20 @@ def test_contrast_is_evened_out_with_the_configured_limit(write_examples):
     examples = write_examples(2)
     config = DataConfig(size=16, augmentation="none", clahe_clip_limit=3.0)
     (batch,) = take(1, examples, config, batch_size=2)
-    for image, index in zip(batch["image"], batch["index"], strict=True):
+    for image, index in zip(batch["image_u8"], batch["index"], strict=True):
         file = images.read_image(examples[index].image)
         expected = preprocessing.prepare_image(file, clahe_clip_limit=3.0, side=16)
-        np.testing.assert_array_equal(image, preprocessing.to_float(expected))
+        np.testing.assert_array_equal(image, expected)
 
 
 def test_crops_are_windows_at_native_scale(write_examples):
     examples = write_examples(3, shape=(24, 20))
     for batch in take(3, examples, CROP):
-        assert batch["image"].shape == (3, 16, 16, 3)
+        assert batch["image_u8"].shape == (3, 16, 16, 3)
         for image, mask, index in zip(
-            batch["image"], batch["mask"], batch["index"], strict=True
+            batch["image_u8"], batch["mask"], batch["index"], strict=True
         ):
-            file = images.read_image(examples[index].image)
+            file = preprocessing.to_uint8(images.read_image(examples[index].image))
             truth = images.read_mask(examples[index].truth[0])
             windows = np.lib.stride_tricks.sliding_window_view(file, (16, 16, 3))
             found = np.argwhere((windows[:, :, 0] == image).all((2, 3, 4)))
@@ -118,7 +118,7 @@ def test_crops_are_windows_at_native_scale(write_examples):
 
 def test_crops_of_small_images_have_the_full_size(write_examples):
     (batch,) = take(1, write_examples(3, shape=(12, 30)), CROP)
-    assert batch["image"].shape == (3, 16, 16, 3)
+    assert batch["image_u8"].shape == (3, 16, 16, 3)
 
 
 # Reproducibility.
@@ -163,7 +163,7 @@ def test_other_seeds_give_other_batches(write_examples):
 
 def test_one_example_is_augmented_anew_each_time(write_examples):
     batches = take(8, write_examples(1), batch_size=2)
-    rows = {image.tobytes() for batch in batches for image in batch["image"]}
+    rows = {image.tobytes() for batch in batches for image in batch["image_u8"]}
     assert len(rows) == 16
 
 
@@ -225,9 +225,9 @@ def test_evaluation_keeps_the_order_and_fills_the_last_batch(write_examples):
     assert first["index"].tolist() == [0, 1, 2] and first["valid"].all()
     assert last["index"].tolist() == [3, 4, -1]
     assert last["valid"].tolist() == [True, True, False]
-    for name in ("image", "mask"):
+    for name in ("image_u8", "mask"):
         assert first[name].shape == last[name].shape
-        assert first[name].dtype == last[name].dtype == np.float32
+        assert first[name].dtype == last[name].dtype
         assert not last[name][2].any() and last[name][1].any()
     assert last["index"].dtype == np.int32 and last["valid"].dtype == bool
 
@@ -241,12 +241,12 @@ def test_evaluation_prepares_but_does_not_augment(write_examples):
     examples = write_examples(2)
     (batch,) = pipeline.make_eval_batches(examples, CONFIG, batch_size=2)
     for image, mask, example in zip(
-        batch["image"], batch["mask"], examples, strict=True
+        batch["image_u8"], batch["mask"], examples, strict=True
     ):
         expected = preprocessing.prepare_image(
             images.read_image(example.image), clahe_clip_limit=2.5, side=16
         )
-        np.testing.assert_array_equal(image, preprocessing.to_float(expected))
+        np.testing.assert_array_equal(image, expected)
         labels = images.read_label_image(example.truth[0])
         expected = preprocessing.resize_labels(labels, (16, 16)) > 0
         np.testing.assert_array_equal(mask[..., 0], expected)
@@ -260,18 +260,18 @@ def test_evaluation_repeats_itself(write_examples):
 def test_evaluation_of_crops_takes_the_centre(write_examples):
     examples = write_examples(1, shape=(24, 21))
     (batch,) = pipeline.make_eval_batches(examples, CROP, batch_size=1)
-    image = images.read_image(examples[0].image)
+    image = preprocessing.to_uint8(images.read_image(examples[0].image))
     mask = images.read_mask(examples[0].truth[0])
-    np.testing.assert_array_equal(batch["image"][0], image[4:20, 2:18])
+    np.testing.assert_array_equal(batch["image_u8"][0], image[4:20, 2:18])
     np.testing.assert_array_equal(batch["mask"][0, ..., 0], mask[4:20, 2:18])
 
 
 def test_evaluation_of_crops_mirrors_small_images(write_examples):
     examples = write_examples(1, shape=(10, 30))
     (batch,) = pipeline.make_eval_batches(examples, CROP, batch_size=1)
-    image = images.read_image(examples[0].image)[:, 7:23]
+    image = preprocessing.to_uint8(images.read_image(examples[0].image))[:, 7:23]
     mirrored = np.concatenate([image[2::-1], image, image[:-4:-1]])
-    np.testing.assert_array_equal(batch["image"][0], mirrored)
+    np.testing.assert_array_equal(batch["image_u8"][0], mirrored)
 
 
 # The cache.

@@ -47,18 +47,18 @@ def test_a_peer_that_fails_says_why():
 def test_the_program_measures_beside_the_peer(peer, tmp_path):
     output = tmp_path / "speed.json"
     command = [sys.executable, "-m", "experiments.benchmarks", f"--output={output}"]
-    command += ["--features=2,3,4", "--size=32", "--repeats=2", "--batch_sizes=1"]
+    command += ["--features=2,3", "--size=32", "--repeats=2", "--batch_sizes=1"]
     command += [f"--peer={peer}", "--parts=train,infer,fast"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     report = json.loads(output.read_text())
     rows = {row["part"]: row for row in report["rows"]}
-    assert list(rows) == ["train", "infer", "fast 1", "fast 2"]
+    assert list(rows) == ["train", "infer", "fast 1"]
     for name, seconds in (("infer", 1000), ("train", 2000)):
         row = rows[name]
         ours = seconds / row["ratio"]
         assert min(row["all_s_per_image"]) <= ours <= max(row["all_s_per_image"])
         assert f"{row['s_per_image']:.4f}" in result.stdout
-    flops = [rows[name]["gflop"] for name in ("fast 1", "fast 2", "infer", "train")]
-    assert flops == sorted(flops) and flops[0] < flops[1] < flops[3]
+    assert 0 < rows["fast 1"]["gflop"] <= rows["infer"]["gflop"]
+    assert 2 < rows["train"]["gflop"] / rows["infer"]["gflop"] < 4
     assert report["machine"]["product_gflop_per_s_float32"] > 0

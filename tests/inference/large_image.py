@@ -65,8 +65,9 @@ def brightness_network(features: tuple[int, ...]):
     """A network of real cost whose result is known: bright pixels are nuclei."""
     model = UNetPlusPlus(features=features)
     side = 2 ** len(features)
-    variables = model.init(jax.random.key(0), jnp.zeros((1, side, side, 3)))
-    variables = jax.tree.map(np.zeros_like, dict(variables))
+    image = jnp.zeros((1, side, side, 3))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
+    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     for name, module in variables["params"].items():
         if name.startswith("x_0"):
             for layer, leaves in module.items():

@@ -32,8 +32,8 @@ def check_labels(folder, side, nuclei):
 
 
 def test_nuclei_of_many_tiles_are_counted_once(tmp_path):
-    told = segment(tmp_path, side=1500, tile=512)
-    check_labels(tmp_path, 1500, told["nuclei"])
+    told = segment(tmp_path, side=1000, tile=384)
+    check_labels(tmp_path, 1000, told["nuclei"])
 
 
 @pytest.mark.slow
