@@ -164,7 +164,7 @@ class Segmenter:
         Args:
           image: float32 [H, W, 3] in [0, 1].
           size: Height and width of the result; None = the image's own.
-          tell_tiles: Called as by `stream`.
+          tell_tiles: Called before the first tile and after each.
 
         Returns:
           float32 [*size, T].
@@ -195,7 +195,7 @@ class Segmenter:
         Args:
           plane: From `planes.open_planes`.
           scale: Resize by this factor for the network.
-          tell_tiles: Called in another thread: before the first tile and after each.
+          tell_tiles: Called before the first tile and after each, in another thread.
             What is yielded comes later, since tiles are predicted ahead of it.
 
         Yields:
