@@ -14,6 +14,7 @@ import contextlib
 import os
 import pathlib
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import tqdm
@@ -32,7 +33,7 @@ from nucseg_jax.inference.run import (
     segment_files,
     select_shard,
 )
-from nucseg_jax.inference.segmenter import Segmenter, load_segmenter
+from nucseg_jax.inference.segmenter import Segmenter, TellTiles, load_segmenter
 from nucseg_jax.inference.streams import PlaneInfo
 
 _CHECKPOINT = shared.checkpoint(
@@ -159,9 +160,7 @@ def segment_all(
     with (
         tqdm.tqdm(total=len(jobs), desc="segmenting", unit="file") as bar,
         contextlib.closing(
-            segment_files(
-                jobs, segmenter, folder, options, tell_progress=RowBars().show
-            )
+            segment_files(jobs, segmenter, folder, options, watch=show_tiles)
         ) as results_of_jobs,
     ):
         for outcome in results_of_jobs:
@@ -172,23 +171,17 @@ def segment_all(
     return outcomes
 
 
-class RowBars:
-    """A progress bar for each image that takes more than one step."""
+@contextlib.contextmanager
+def show_tiles(info: PlaneInfo) -> Iterator[TellTiles]:
+    """Shows a progress bar of an image that takes several tiles and over a second."""
+    with tqdm.tqdm(desc=info.name, unit="tile", leave=False, delay=1) as bar:
 
-    def __init__(self):
-        self._bars: dict[str, tqdm.tqdm] = {}
+        def show(done: int, total: int) -> None:
+            if total > 1:
+                bar.total = total
+                bar.update(done - bar.n)
 
-    def show(self, info: PlaneInfo, rows: int) -> None:
-        """Shows that the first `rows` rows of an image are done."""
-        bar = self._bars.get(info.name)
-        if bar is None:
-            if rows == info.height:
-                return
-            bar = tqdm.tqdm(total=info.height, desc=info.name, unit="row", leave=False)
-            self._bars[info.name] = bar
-        bar.update(rows - bar.n)
-        if rows == info.height:
-            self._bars.pop(info.name).close()
+        yield show
 
 
 def tell(outcomes: list[Outcome], failed: list[Outcome], folder: pathlib.Path) -> int:

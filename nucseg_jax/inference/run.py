@@ -16,13 +16,20 @@ from nucseg_jax.data.errors import ImageError
 from nucseg_jax.data.planes import ZARR_SUFFIX, Plane, can_open, open_planes
 from nucseg_jax.inference import outputs
 from nucseg_jax.inference.outputs.summaries import summary_path
-from nucseg_jax.inference.segmenter import Segmenter
+from nucseg_jax.inference.segmenter import Segmenter, TellTiles
 from nucseg_jax.inference.streams import PlaneInfo, Window
 
 # Files in work at a time: while one computes, the others read and write.
 _THREADS = 2
 # Planes above this many pixels are segmented one at a time, for their memory.
 _LARGE_PLANE = 1 << 24
+
+# Gives a context around all work on a plane, and whom to tell of its tiles.
+Watch = Callable[[PlaneInfo], contextlib.AbstractContextManager[TellTiles]]
+
+
+def _watch_nothing(info: PlaneInfo) -> contextlib.AbstractContextManager[TellTiles]:
+    return contextlib.nullcontext(lambda done, total: None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +132,7 @@ def segment_files(
     output: str | os.PathLike,
     options: Options,
     *,
-    tell_progress: Callable[[PlaneInfo, int], None] = lambda info, rows: None,
+    watch: Watch = _watch_nothing,
 ) -> Generator[Outcome, None, None]:
     """Segments files and writes their products; finished ones are skipped.
 
@@ -137,8 +144,9 @@ def segment_files(
       segmenter: The trained network.
       output: Folder for the products.
       options: What to do with each.
-      tell_progress: Called with a plane and the number of its rows that are done, in
-        any thread; more than once for large planes.
+      watch: Called with each plane before work on it begins, in any thread. The
+        context that it returns is left when the plane's files are written, or cannot
+        be; what that gives is told of the plane's tiles, see `Segmenter.stream`.
 
     Yields:
       One outcome a job, in their order.
@@ -146,7 +154,7 @@ def segment_files(
     Raises:
       OSError: If a result cannot be written.
     """
-    run = _Run(segmenter, pathlib.Path(output), options, tell_progress)
+    run = _Run(segmenter, pathlib.Path(output), options, watch)
     yield from _map_ahead(run.segment_file, jobs)
 
 
@@ -175,12 +183,12 @@ class _Run:
         segmenter: Segmenter,
         output: pathlib.Path,
         options: Options,
-        tell_progress: Callable[[PlaneInfo, int], None],
+        watch: Watch,
     ):
         self._segmenter = segmenter
-        self._tell_progress = tell_progress
         self._output = output
         self._options = options
+        self._watch = watch
         self._one_large_plane = threading.Lock()
         self._claims: dict[pathlib.PurePath, Job] = {}
 
@@ -227,16 +235,20 @@ class _Run:
         scale = self._options.scale or self._segmenter.choose_scale(plane.pixel_size)
         info = _describe(job, plane, self._segmenter.targets)
         count, started = 0, time.perf_counter()
-        with outputs.create_writers(
-            self._options.save, self._output, name, info, started=started
-        ) as writers:
-            for item in self._segmenter.stream(plane, scale=scale):
+        with (
+            self._watch(info) as tell_tiles,
+            outputs.create_writers(
+                self._options.save, self._output, name, info, started=started
+            ) as writers,
+        ):
+            for item in self._segmenter.stream(
+                plane, scale=scale, tell_tiles=tell_tiles
+            ):
                 if isinstance(item, Window):
                     count = max(count, int(item.labels.max(initial=0)))
                     writers.add_window(item)
                 else:
                     writers.add_band(item)
-                    self._tell_progress(info, item.top + len(item.labels))
         return count
 
 

@@ -42,6 +42,13 @@ _HALO = 128
 _BAND_PIXELS = 1 << 22
 _PART_PIXELS = 1 << 20
 
+# Takes the number of tiles that are predicted, and of all tiles of the image.
+TellTiles = Callable[[int, int], None]
+
+
+def _tell_nobody(done: int, total: int) -> None:
+    pass
+
 
 @dataclasses.dataclass(frozen=True)
 class Segmentation:
@@ -146,20 +153,25 @@ class Segmenter:
         )
 
     def predict(
-        self, image: np.ndarray, *, size: tuple[int, int] | None = None
+        self,
+        image: np.ndarray,
+        *,
+        size: tuple[int, int] | None = None,
+        tell_tiles: TellTiles = _tell_nobody,
     ) -> np.ndarray:
         """Predicts the probabilities of an image.
 
         Args:
           image: float32 [H, W, 3] in [0, 1].
           size: Height and width of the result; None = the image's own.
+          tell_tiles: Called before the first tile and after each.
 
         Returns:
           float32 [*size, T].
         """
         read = _read_array(self._prepare(image))
         shape = self._network_shape(image.shape[:2])
-        probs = np.concatenate(list(self._predict_bands(read, shape)))
+        probs = np.concatenate(list(self._predict_bands(read, shape, tell_tiles)))
         return _resize_probs(probs, size or image.shape[:2])
 
     def decode(self, probs: np.ndarray, *, scale: float = 1.0) -> np.ndarray:
@@ -171,12 +183,20 @@ class Segmenter:
         """
         return label_nuclei(probs, self.targets, _rescale(self.decoding, scale))
 
-    def stream(self, plane: Plane, *, scale: float = 1.0) -> Iterator[Window | Band]:
+    def stream(
+        self,
+        plane: Plane,
+        *,
+        scale: float = 1.0,
+        tell_tiles: TellTiles = _tell_nobody,
+    ) -> Iterator[Window | Band]:
         """Segments a plane of any size in bounded memory.
 
         Args:
           plane: From `planes.open_planes`.
           scale: Resize by this factor for the network.
+          tell_tiles: Called before the first tile and after each, in another thread.
+            What is yielded comes later, since tiles are predicted ahead of it.
 
         Yields:
           `Window`s with the nuclei as they are found, and `Band`s of finished rows.
@@ -186,7 +206,7 @@ class Segmenter:
         """
         shape = plane.shape[:2]
         look = _colour_reader(plane)
-        bands = read_ahead(self._predict_plane(plane, look, scale))
+        bands = read_ahead(self._predict_plane(plane, look, scale, tell_tiles))
         found = windows.find_nuclei(
             bands,
             shape,
@@ -209,20 +229,26 @@ class Segmenter:
                 yield Band(item.top, item.labels, item.probs, picture)
 
     def _predict_plane(
-        self, plane: Plane, look: scaling.ReadRegion, scale: float
+        self,
+        plane: Plane,
+        look: scaling.ReadRegion,
+        scale: float,
+        tell_tiles: TellTiles,
     ) -> Iterator[np.ndarray]:
         """Predicts a plane: float32 [rows, W, T], from top to bottom."""
         shape = plane.shape[:2]
         if self._config.framing == "resize":
             image_u8 = _read_all(plane, look, "it resizes whole images")
-            yield self.predict(preprocessing.to_float(image_u8))
+            image = preprocessing.to_float(image_u8)
+            yield self.predict(image, tell_tiles=tell_tiles)
             return
         read = self._prepared_reader(plane, look)
         if scale == 1:
-            yield from self._predict_bands(read, shape)
+            yield from self._predict_bands(read, shape, tell_tiles)
             return
         scaled = scaling.scaled_shape(shape, scale)
-        bands = self._predict_bands(scaling.scaled_reader(read, shape, scale), scaled)
+        read = scaling.scaled_reader(read, shape, scale)
+        bands = self._predict_bands(read, scaled, tell_tiles)
         yield from scaling.restore_rows(bands, scaled, shape, scale)
 
     def _prepared_reader(
@@ -256,17 +282,22 @@ class Segmenter:
         return (self._config.size, self._config.size) if resizes else shape
 
     def _predict_bands(
-        self, read: scaling.ReadRegion, shape: tuple[int, int]
+        self,
+        read: scaling.ReadRegion,
+        shape: tuple[int, int],
+        tell_tiles: TellTiles,
     ) -> Iterator[np.ndarray]:
         """Predicts tile by tile: float32 [rows, W, T], from top to bottom.
 
         Args:
           read: Rows and columns to prepared uint8 [h, w, 3].
           shape: Height and width of the image.
+          tell_tiles: Called before the first tile and after each.
         """
         grid = self._plan(shape)
         tiles = (self._predict_tile(read, shape, grid, place) for place in grid.tiles)
-        for top, probs in tiling.stitch(grid, _fetch_behind(tiles)):
+        told = _tell_each(_fetch_behind(tiles), len(grid.tiles), tell_tiles)
+        for top, probs in tiling.stitch(grid, told):
             yield probs[: max(shape[0] - top, 0), : shape[1]]
 
     def _plan(self, shape: tuple[int, int]) -> tiling.Grid:
@@ -319,6 +350,15 @@ def _fetch_behind(tiles: Iterator[jax.Array]) -> Iterator[np.ndarray]:
         previous = tile
     if previous is not None:
         yield np.asarray(previous)
+
+
+def _tell_each(
+    tiles: Iterator[np.ndarray], total: int, tell_tiles: TellTiles
+) -> Iterator[np.ndarray]:
+    tell_tiles(0, total)
+    for done, tile in enumerate(tiles, 1):
+        tell_tiles(done, total)
+        yield tile
 
 
 def load_segmenter(

@@ -1,5 +1,6 @@
 """Many files: which are found, what their results are called, what is written."""
 
+import contextlib
 import csv
 import json
 import os
@@ -12,6 +13,7 @@ import tifffile
 
 from nucseg_jax.config import DataConfig, DecodingConfig
 from nucseg_jax.data.images import MAX_PIXELS, ImageError, read_image
+from nucseg_jax.inference import segmenter as segmenter_module
 from nucseg_jax.inference.run import Options, find_jobs, segment_files, select_shard
 from nucseg_jax.inference.segmenter import Segmenter
 from tests.helpers import disc_image
@@ -255,19 +257,40 @@ def test_few_files_are_open_ahead_of_the_results_taken(segmenter, network, tmp_p
     assert network.calls < 10
 
 
-def test_progress_is_told_until_the_last_row(folder, segmenter, tmp_path):
-    told = []
-    jobs = find_jobs(folder / "a.png")
-    list(
-        segment_files(
-            jobs,
-            segmenter,
-            tmp_path / "out",
-            options(),
-            tell_progress=lambda info, rows: told.append((info.name, rows)),
-        )
-    )
-    assert told == [("a.png", 20)]
+class Watcher:
+    """Writes down what it is told of each plane, and when work on it ends."""
+
+    def __init__(self):
+        self.told = []
+
+    @contextlib.contextmanager
+    def __call__(self, info):
+        try:
+            yield lambda done, total: self.told.append((info.name, done, total))
+        finally:
+            self.told.append(f"{info.name} left")
+
+
+def watch(path, segmenter, output):
+    watcher, jobs = Watcher(), find_jobs(path)
+    outcomes = segment_files(jobs, segmenter, output, options(), watch=watcher)
+    return [outcome.error for outcome in outcomes], watcher.told
+
+
+def test_tiles_are_told_and_then_the_end_of_the_plane(folder, segmenter, tmp_path):
+    errors, told = watch(folder / "a.png", segmenter, tmp_path / "out")
+    assert errors == [""]
+    assert told == [("a.png", 0, 1), ("a.png", 1, 1), "a.png left"]
+    # What is finished is not watched.
+    assert watch(folder / "a.png", segmenter, tmp_path / "out") == ([""], [])
+
+
+def test_a_plane_that_fails_is_left_too(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(segmenter_module, "MAX_PIXELS", 10)
+    resizing = Segmenter(RedNetwork(), DataConfig(framing="resize", size=32))
+    (error,), told = watch(folder / "a.png", resizing, tmp_path / "out")
+    assert "too many for this network" in error
+    assert told == ["a.png left"]
 
 
 def test_pixel_size_and_scale_are_passed_on(segmenter, network, tmp_path):

@@ -14,6 +14,7 @@ from nucseg_jax.data.errors import ImageError
 from nucseg_jax.inference import segmenter as segmenter_module
 from nucseg_jax.inference.predictor import make_predict_fn
 from nucseg_jax.inference.segmenter import Segmenter, load_segmenter
+from nucseg_jax.inference.streams import Band
 from tests.helpers import disc_image
 
 PLAIN = {"clahe_clip_limit": 0.0}
@@ -342,6 +343,32 @@ def test_networks_that_need_the_whole_image_say_so(network, monkeypatch):
     for config in (DataConfig(framing="crop"), DataConfig(framing="resize", size=32)):
         with pytest.raises(ImageError, match="40 x 40 pixels are too many"):
             Segmenter(network, config)(np.zeros((40, 40), np.uint8))
+
+
+def tell_of(segment, image, **options):
+    """What is told of the tiles of an array that is streamed."""
+    told = []
+    plane = segmenter_module._plane_of_array(image, None, None)
+    bands = segment.stream(
+        plane, tell_tiles=lambda *numbers: told.append(numbers), **options
+    )
+    assert sum(len(b.labels) for b in bands if isinstance(b, Band)) == len(image)
+    return told
+
+
+@pytest.mark.parametrize("scale", [0.5, 1, 1.7])
+def test_each_tile_that_is_predicted_is_told(network, scale):
+    config = DataConfig(framing="crop", **PLAIN)
+    segment = Segmenter(network, config, decoding=EVERY_PIXEL, depth=2, tile=64)
+    told = tell_of(segment, SCENE, scale=scale)
+    total = len(network.seen)
+    assert total > 4
+    assert told == [(done, total) for done in range(total + 1)]
+
+
+def test_a_resized_image_is_one_tile(network):
+    config = DataConfig(framing="resize", size=32, **PLAIN)
+    assert tell_of(Segmenter(network, config), SCENE) == [(0, 1), (1, 1)]
 
 
 @pytest.mark.parametrize("size", [16, 30, 65])

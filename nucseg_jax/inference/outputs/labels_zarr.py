@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import zarr
 
+from nucseg_jax.inference.outputs import pyramid
 from nucseg_jax.inference.outputs.rows import RowBlocks
 from nucseg_jax.inference.outputs.writer import Writer
 from nucseg_jax.inference.streams import Band, PlaneInfo
@@ -20,10 +21,7 @@ CHUNK = 512
 
 
 class LabelsZarrWriter(Writer):
-    """Writes uint32 labels, each level every second row and column of the one before.
-
-    Every level is written by rows of whole chunks, and read back.
-    """
+    """Writes uint32 labels, each level by rows of whole chunks, and reads them back."""
 
     needs_bands = True
 
@@ -35,7 +33,8 @@ class LabelsZarrWriter(Writer):
             attributes=_attributes(self.info),
         )
         self._levels = [
-            _Level(group, level, self.info) for level in range(count_levels(self.info))
+            _Level(group, level, shape)
+            for level, shape in enumerate(_level_shapes(self.info))
         ]
 
     def _add_band(self, band: Band) -> None:
@@ -50,9 +49,8 @@ class LabelsZarrWriter(Writer):
 class _Level:
     """One level, filled from top to bottom."""
 
-    def __init__(self, group: zarr.Group, level: int, info: PlaneInfo):
-        self._step = 2**level
-        shape = tuple(-(-n // self._step) for n in (info.height, info.width))
+    def __init__(self, group: zarr.Group, level: int, shape: tuple[int, int]):
+        self._level = level
         self._array = group.create_array(
             str(level),
             shape=shape,
@@ -66,8 +64,7 @@ class _Level:
 
     def add(self, top: int, labels: np.ndarray) -> None:
         """Takes the next rows of the image, [h, W]."""
-        sampled = labels[-top % self._step :: self._step, :: self._step]
-        for block in self._blocks.push(sampled):
+        for block in self._blocks.push(pyramid.sample(labels, top, self._level)):
             self._write(block)
 
     def finish(self) -> None:
@@ -89,12 +86,9 @@ class _Level:
         self._checksums.append(zlib.crc32(rows.data))
 
 
-def count_levels(info: PlaneInfo) -> int:
-    """Levels until one chunk holds all."""
-    side, levels = max(info.height, info.width), 1
-    while side > CHUNK:
-        side, levels = -(-side // 2), levels + 1
-    return levels
+def _level_shapes(info: PlaneInfo) -> list[tuple[int, int]]:
+    """Shapes of the levels until one chunk holds all."""
+    return pyramid.level_shapes(info.height, info.width, CHUNK)
 
 
 def _attributes(info: PlaneInfo) -> dict[str, Any]:
@@ -108,7 +102,7 @@ def _attributes(info: PlaneInfo) -> dict[str, Any]:
                 {"type": "scale", "scale": [size * 2**level] * 2}
             ],
         }
-        for level in range(count_levels(info))
+        for level in range(len(_level_shapes(info)))
     ]
     axes = [{"name": name, "type": "space", **unit} for name in "yx"]
     multiscale = {"version": "0.4", "name": "nuclei", "axes": axes}

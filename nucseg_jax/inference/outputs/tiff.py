@@ -2,11 +2,14 @@
 
 They are OME-TIFF, so that Fiji, QuPath, napari and Python know pixel size and channel
 names. Fiji's own reader looks at the resolution tags instead, and opens strips with
-deflate, but no tiles and no half-precision floats: small images are in strips.
+deflate, but no tiles and no half-precision floats: small images are in strips. Large
+ones are pyramids: each page has its reduced levels in its SubIFDs, where readers that
+know of no pyramid do not look.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import pathlib
 import queue
@@ -19,10 +22,13 @@ from typing import Any
 import numpy as np
 import tifffile
 
+from nucseg_jax.inference.outputs import pyramid
 from nucseg_jax.inference.outputs.rows import RowBlocks
 from nucseg_jax.inference.streams import PlaneInfo
 
 TILE = 256
+# Longest side of a pyramid's last level: what a viewer shows at once.
+OVERVIEW = 1024
 # Offsets of a classic TIFF have 32 bits; the rest is room for what is not pixels.
 _CLASSIC_BYTES = 2**32 - 2**25
 
@@ -35,16 +41,24 @@ def write_tiff(
     Raises:
       OSError: If the file cannot be written or reads back differently.
     """
-    tifffile.imwrite(path, planes, **_options(planes.shape, planes.dtype, info, names))
+    tifffile.imwrite(
+        path,
+        planes,
+        bigtiff=needs_bigtiff([planes.shape], planes.dtype),
+        ome=True,
+        metadata=_metadata(info, names),
+        **_page_options(info),
+    )
     if not np.array_equal(tifffile.imread(path).reshape(planes.shape), planes):
         raise OSError("reads back differently from what was written")
 
 
 class TiffStream:
-    """Writes a tiled TIFF of one page a channel while its rows come in.
+    """Writes a tiled pyramid of one page a channel while its rows come in.
 
-    A thread encodes and writes the first channel's tiles. TIFF keeps pages one after
-    another, so the rows of other channels wait in files that have no name.
+    A thread encodes and writes tiles. TIFF keeps pages one after another: the first
+    channel's is written as it comes, while the rows of other channels and of all
+    reduced levels wait in files that have no name.
     """
 
     def __init__(
@@ -56,10 +70,17 @@ class TiffStream:
         names: Sequence[str],
     ):
         """Starts a file of planes [C, H, W], with a name for each channel."""
-        self._path, self._shape, self._dtype = path, shape, np.dtype(dtype)
-        self._options = _options(shape, self._dtype, info, names)
+        self._path, self._dtype = path, np.dtype(dtype)
+        self._info, self._names = info, names
+        channels, height, width = shape
+        self._shapes = [
+            (channels, *level)
+            for level in pyramid.level_shapes(height, width, OVERVIEW)
+        ]
         self._blocks = RowBlocks(TILE)
-        self._waiting = [tempfile.TemporaryFile(dir=path.parent) for _ in names[1:]]
+        self._next_row = 0
+        self._open_files = contextlib.ExitStack()
+        self._waiting = self._make_waiting_pages()
         self._queue: queue.Queue[np.ndarray | None] = queue.Queue(maxsize=1)
         self._checksums: list[int] = []
         self._error: BaseException | None = None
@@ -72,8 +93,9 @@ class TiffStream:
         Raises:
           OSError: If these or earlier rows could not be written.
         """
-        for channel, file in zip(rows[1:], self._waiting, strict=True):
-            file.write(channel.astype(self._dtype).tobytes())
+        for page in self._waiting:
+            page.add(rows, self._next_row)
+        self._next_row += rows.shape[1]
         for block in self._blocks.push(rows[0]):
             # A copy, as in `RowBlocks`: the thread may take its time.
             self._put(block.astype(self._dtype))
@@ -86,13 +108,13 @@ class TiffStream:
         """
         for block in self._blocks.rest():
             self._put(block)
-        for file in self._waiting:
-            for block in self._read_back_rows(file):
+        for page in self._waiting:
+            for block in page.blocks():
                 self._put(block)
         self._thread.join()
         self._raise_error()
-        self._close_waiting()
-        if _read_checksums(self._path, self._shape, self._dtype) != self._checksums:
+        self._open_files.close()
+        if _read_checksums(self._path, self._shapes, self._dtype) != self._checksums:
             raise OSError("reads back differently from what was written")
 
     def abort(self) -> None:
@@ -104,7 +126,27 @@ class TiffStream:
             except queue.Empty:
                 self._queue.put(None)
             self._thread.join(0.01)
-        self._close_waiting()
+        self._open_files.close()
+
+    def _make_waiting_pages(self) -> list[_WaitingPage]:
+        """Makes all pages but the first, in the order in which they are written."""
+        order = [
+            (level, channel, width)
+            for level, (channels, _, width) in enumerate(self._shapes)
+            for channel in range(channels)
+        ]
+        return [
+            _WaitingPage(
+                self._open_files.enter_context(
+                    tempfile.TemporaryFile(dir=self._path.parent)
+                ),
+                level=level,
+                channel=channel,
+                width=width,
+                dtype=self._dtype,
+            )
+            for level, channel, width in order[1:]
+        ]
 
     def _put(self, block: np.ndarray) -> None:
         while True:
@@ -118,31 +160,34 @@ class TiffStream:
         if self._error is not None:
             raise self._error
 
-    def _close_waiting(self) -> None:
-        for file in self._waiting:
-            file.close()
-
-    def _read_back_rows(self, file: Any) -> Iterator[np.ndarray]:
-        _, height, width = self._shape
-        file.seek(0)
-        for top in range(0, height, TILE):
-            count = min(TILE, height - top) * width
-            values = np.fromfile(file, self._dtype, count)
-            yield values.reshape(-1, width)
-
     def _write(self) -> None:
         try:
-            tifffile.imwrite(
+            with tifffile.TiffWriter(
                 self._path,
-                self._tiles(),
-                shape=self._shape,
-                dtype=self._dtype,
-                tile=(TILE, TILE),
-                **self._options,
-            )
+                bigtiff=needs_bigtiff(self._shapes, self._dtype),
+                ome=True,
+            ) as writer:
+                self._write_levels(writer)
         # Raised where the rows come from.
         except BaseException as error:
             self._error = error
+
+    def _write_levels(self, writer: tifffile.TiffWriter) -> None:
+        # What is written after pages with SubIFDs becomes these.
+        options: dict[str, Any] = {
+            "subifds": len(self._shapes) - 1,
+            "metadata": _metadata(self._info, self._names),
+        }
+        for level, shape in enumerate(self._shapes):
+            writer.write(
+                self._tiles(),
+                shape=shape,
+                dtype=self._dtype,
+                tile=(TILE, TILE),
+                **options,
+                **_page_options(self._info, level),
+            )
+            options = {"subfiletype": 1}
 
     def _tiles(self) -> Iterator[np.ndarray]:
         while (block := self._queue.get()) is not None:
@@ -154,42 +199,82 @@ class TiffStream:
                 yield tile
 
 
-def needs_bigtiff(shape: Sequence[int], dtype: np.dtype) -> bool:
-    """Tells if a file would be too large for 32-bit offsets without compression."""
-    return math.prod(shape) * dtype.itemsize > _CLASSIC_BYTES
+class _WaitingPage:
+    """A page that comes after others in the file: its rows wait in a file."""
+
+    def __init__(
+        self, file: Any, *, level: int, channel: int, width: int, dtype: np.dtype
+    ):
+        self._file, self._level, self._channel = file, level, channel
+        self._width, self._dtype = width, dtype
+
+    def add(self, rows: np.ndarray, top: int) -> None:
+        """Takes its part of the next rows of the image, [C, h, W]."""
+        sampled = pyramid.sample(rows[self._channel], top, self._level)
+        self._file.write(sampled.astype(self._dtype).tobytes())
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """Reads its rows back, as many at a time as a tile is high: [h, w]."""
+        self._file.seek(0)
+        count = TILE * self._width
+        while len(values := np.fromfile(self._file, self._dtype, count)):
+            yield values.reshape(-1, self._width)
 
 
-def _options(
-    shape: Sequence[int], dtype: np.dtype, info: PlaneInfo, names: Sequence[str]
-) -> dict[str, Any]:
-    """What every file gets: pages of one sample, deflate, OME-XML, the pixel size."""
+def needs_bigtiff(shapes: Sequence[Sequence[int]], dtype: np.dtype) -> bool:
+    """Tells if 32-bit offsets might not do: sizes are those without compression.
+
+    Args:
+      shapes: Of all levels, each [C, H, W].
+      dtype: Of all levels.
+    """
+    return sum(map(math.prod, shapes)) * dtype.itemsize > _CLASSIC_BYTES
+
+
+def _page_options(info: PlaneInfo, level: int = 0) -> dict[str, Any]:
+    """What every page gets: one sample, deflate, the size of its pixels."""
     options: dict[str, Any] = {
-        "bigtiff": needs_bigtiff(shape, dtype),
-        "ome": True,
         "photometric": "minisblack",
         "compression": "zlib",
         # One by one: tifffile gathers 256 MiB of tiles for its threads.
         "maxworkers": 1,
-        "metadata": {"axes": "CYX", "Channel": {"Name": list(names)}},
     }
     if info.pixel_size:
-        for axis in "XY":
-            options["metadata"][f"PhysicalSize{axis}"] = info.pixel_size
-            options["metadata"][f"PhysicalSize{axis}Unit"] = "µm"
         # Pixels a centimetre, which Fiji turns to micrometres.
-        options["resolution"] = (1e4 / info.pixel_size, 1e4 / info.pixel_size)
+        options["resolution"] = (1e4 / info.pixel_size / 2**level,) * 2
         options["resolutionunit"] = "CENTIMETER"
     return options
 
 
+def _metadata(info: PlaneInfo, names: Sequence[str]) -> dict[str, Any]:
+    """What the OME-XML says of the whole image."""
+    metadata: dict[str, Any] = {"axes": "CYX", "Channel": {"Name": list(names)}}
+    if info.pixel_size:
+        for axis in "XY":
+            metadata[f"PhysicalSize{axis}"] = info.pixel_size
+            metadata[f"PhysicalSize{axis}Unit"] = "µm"
+    return metadata
+
+
 def _read_checksums(
-    path: pathlib.Path, shape: tuple[int, ...], dtype: np.dtype
+    path: pathlib.Path, shapes: Sequence[tuple[int, ...]], dtype: np.dtype
 ) -> list[int]:
-    """Checksums of all tiles in order; [] if the file is of another shape or type."""
+    """Checksums of all tiles in order; [] if levels or type are others.
+
+    Args:
+      path: The file.
+      shapes: Of all levels, each [C, H, W].
+      dtype: Of all levels.
+    """
     with tifffile.TiffFile(path) as tiff:
-        pages = [tiff.pages[index] for index in range(len(tiff.pages))]
+        pages = [
+            page
+            for level in tiff.series[0].levels
+            for page in level.pages
+            if page is not None
+        ]
         found = [(page.shape, page.dtype) for page in pages]
-        if found != [(shape[1:], dtype)] * shape[0]:
+        if found != [((h, w), dtype) for c, h, w in shapes for _ in range(c)]:
             return []
         return [
             0 if tile is None else zlib.crc32(np.ascontiguousarray(tile).data)

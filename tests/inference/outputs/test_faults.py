@@ -47,6 +47,7 @@ def test_a_write_that_fails_names_the_file_and_leaves_nothing(
 ):
     monkeypatch.setattr(rasters, "HELD_PIXELS", 0 if streamed else 10**6)
     monkeypatch.setattr(tiff, "TILE", 64)
+    monkeypatch.setattr(tiff, "OVERVIEW", 64)
     folder = {p.name: p.folder for p in PRODUCTS}[name]
     with pytest.raises(OSError) as caught, file_size_limit(1000):
         save(tmp_path, noisy, [name])
@@ -88,8 +89,14 @@ def full_disk(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.parametrize("streamed", [False, True])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_full_disk_is_an_error_that_leaves_it_empty(full_disk, noisy, name):
+def test_a_full_disk_is_an_error_that_leaves_it_empty(
+    full_disk, noisy, monkeypatch, name, streamed
+):
+    monkeypatch.setattr(rasters, "HELD_PIXELS", 0 if streamed else 10**6)
+    monkeypatch.setattr(tiff, "TILE", 64)
+    monkeypatch.setattr(tiff, "OVERVIEW", 64)
     (full_disk / "filler").write_bytes(bytes(248 * 1024))
     with pytest.raises(OSError, match="/a.") as caught:
         save(full_disk, noisy, [name])

@@ -1,15 +1,17 @@
 """Label image, mask and probabilities are what went in, small or streamed."""
 
+import itertools
 import os
 import threading
 import tracemalloc
+from xml.etree import ElementTree
 
 import numpy as np
 import PIL.Image
 import pytest
 import tifffile
 
-from nucseg_jax.data import images
+from nucseg_jax.data import images, planes
 from nucseg_jax.inference.outputs import pictures, rasters, tiff
 from nucseg_jax.inference.streams import Band
 
@@ -131,10 +133,13 @@ def test_an_unknown_pixel_size_is_not_made_up(tmp_path, plane):
 
 
 def test_files_that_might_pass_4_gib_are_bigtiff(tmp_path, plane, streaming):
-    assert tiff.needs_bigtiff((1, 40_000, 30_000), np.dtype(np.uint32))
-    assert not tiff.needs_bigtiff((1, 20_000, 20_000), np.dtype(np.uint32))
+    uint32, large = np.dtype(np.uint32), (1, 30_000, 30_000)
+    assert tiff.needs_bigtiff([(1, 40_000, 30_000)], uint32)
+    assert not tiff.needs_bigtiff([large], uint32)
+    # All levels count.
+    assert tiff.needs_bigtiff([large, (1, 15_000, 15_000)], uint32)
     # No overflow of fixed integers.
-    assert tiff.needs_bigtiff((3, 2**31, 2**31), np.dtype(np.uint32))
+    assert tiff.needs_bigtiff([(3, 2**31, 2**31)], uint32)
 
 
 @pytest.mark.parametrize("kind", ["labels", "probs"])
@@ -146,11 +151,92 @@ def test_bigtiff_reads_back(tmp_path, plane, streaming, monkeypatch, kind):
         assert file.asarray().shape[-2:] == plane.labels.shape
 
 
-def altered(imwrite):
-    """Writes one other pixel than asked for."""
+@pytest.fixture
+def small_overview(streaming, monkeypatch):
+    """Makes 70 x 90 pixels a pyramid of four levels."""
+    monkeypatch.setattr(tiff, "OVERVIEW", 12)
 
-    def write(path, data, **options):
-        imwrite(path, alter(data), **options)
+
+def expected_planes(kind, plane):
+    """What the full size holds, [C, H, W]."""
+    if kind == "probs":
+        return np.round(np.moveaxis(plane.probs, 2, 0) * 255)
+    return (plane.labels if kind == "labels" else 255 * (plane.labels > 0))[None]
+
+
+@pytest.mark.parametrize("heights", HEIGHTS)
+@pytest.mark.parametrize("bigtiff", [False, True])
+@pytest.mark.parametrize("kind", WRITERS)
+def test_every_level_takes_every_second_pixel_of_the_one_before(
+    tmp_path, plane, small_overview, monkeypatch, kind, bigtiff, heights
+):
+    if bigtiff:
+        monkeypatch.setattr(tiff, "_CLASSIC_BYTES", 100)
+    write(kind, tmp_path / "a.tif", plane, heights)
+    expected = expected_planes(kind, plane)
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        assert file.is_bigtiff == bigtiff
+        (series,) = file.series
+        assert len(series.levels) == 4
+        for number, level in enumerate(series.levels):
+            assert level.keyframe.is_reduced == (number > 0)
+            assert level.keyframe.is_tiled and level.dtype == series.dtype
+            found = level.asarray()
+            np.testing.assert_array_equal(found.reshape(expected.shape), expected)
+            expected = expected[:, ::2, ::2]
+    assert max(found.shape) <= 12 < 2 * max(found.shape)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_pyramid_is_one_image_of_the_full_size_to_our_reader(
+    tmp_path, plane, small_overview, kind
+):
+    write(kind, tmp_path / "a.tif", plane)
+    channel = "boundary" if kind == "probs" else None
+    options = {"channel": channel, "axes": None, "max_pixels": 10**6}
+    with planes.open_planes(tmp_path / "a.tif", **options) as found:
+        (only,) = found
+        pixels = only.read(slice(0, 70), slice(0, 90))
+    np.testing.assert_array_equal(
+        np.moveaxis(pixels, 2, 0), expected_planes(kind, plane)
+    )
+
+
+@pytest.mark.parametrize("kind", ["labels", "probs"])
+def test_the_ome_xml_tells_of_the_full_size_alone(
+    tmp_path, make_plane, draw_nuclei, small_overview, kind
+):
+    write(kind, tmp_path / "a.tif", make_plane(draw_nuclei(70, 90), pixel_size=0.5))
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        ome, num_pages = file.ome_metadata, len(file.pages)
+        resolutions = [
+            level.keyframe.tags["XResolution"].value for level in file.series[0].levels
+        ]
+    (pixels,) = ElementTree.fromstring(ome).findall("{*}Image/{*}Pixels")
+    sizes = {name: pixels.get(name) for name in ("SizeX", "SizeY", "PhysicalSizeX")}
+    assert sizes == {"SizeX": "90", "SizeY": "70", "PhysicalSizeX": "0.5"}
+    assert int(pixels.get("SizeC")) == num_pages
+    # The tags of each level tell the size of its own pixels.
+    found = [1e4 * centimetres / count for count, centimetres in resolutions]
+    assert found == [0.5, 1, 2, 4]
+
+
+def test_a_streamed_image_no_larger_than_an_overview_has_one_level(
+    tmp_path, plane, streaming
+):
+    write("labels", tmp_path / "a.tif", plane)
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        assert len(file.series[0].levels) == 1
+        assert file.pages[0].subifds is None
+
+
+def altered(original, level=0):
+    """Writes one other pixel than asked for, in one level."""
+    levels = itertools.count()
+
+    def write(writer, data, **options):
+        is_altered = next(levels) == level
+        original(writer, alter(data) if is_altered else data, **options)
 
     def alter(data):
         if isinstance(data, np.ndarray):
@@ -173,7 +259,23 @@ def test_a_file_that_reads_back_differently_is_an_error(
 ):
     monkeypatch.setattr(rasters, "HELD_PIXELS", 0 if streamed else 10**6)
     monkeypatch.setattr(tiff, "TILE", 32)
-    monkeypatch.setattr(tifffile, "imwrite", altered(tifffile.imwrite))
+    monkeypatch.setattr(
+        tifffile.TiffWriter, "write", altered(tifffile.TiffWriter.write)
+    )
+    with pytest.raises(OSError, match="a.tif: reads back differently"):
+        write(kind, tmp_path / "a.tif", plane)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_a_level_that_reads_back_differently_is_an_error(
+    tmp_path, plane, small_overview, monkeypatch, kind
+):
+    # So that the level has the tile that is altered.
+    monkeypatch.setattr(tiff, "TILE", 16)
+    monkeypatch.setattr(
+        tifffile.TiffWriter, "write", altered(tifffile.TiffWriter.write, level=1)
+    )
     with pytest.raises(OSError, match="a.tif: reads back differently"):
         write(kind, tmp_path / "a.tif", plane)
     assert os.listdir(tmp_path) == []
@@ -182,11 +284,11 @@ def test_a_file_that_reads_back_differently_is_an_error(
 def test_an_error_in_the_thread_surfaces_at_the_next_rows(
     tmp_path, plane, streaming, monkeypatch
 ):
-    def imwrite(path, tiles, **options):
+    def fail(writer, tiles, **options):
         next(tiles)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tifffile, "imwrite", imwrite)
+    monkeypatch.setattr(tifffile.TiffWriter, "write", fail)
     bands = 0
     with pytest.raises(OSError, match="No space left on device.*a.tif"):
         with rasters.LabelsWriter(tmp_path / "a.tif", plane.info) as writer:
@@ -199,7 +301,24 @@ def test_an_error_in_the_thread_surfaces_at_the_next_rows(
     assert os.listdir(tmp_path) == []
 
 
-def test_leaving_early_ends_the_thread(tmp_path, plane, streaming):
+def test_an_error_amid_the_levels_leaves_nothing(
+    tmp_path, plane, small_overview, monkeypatch
+):
+    threads, original = threading.active_count(), tifffile.TiffWriter.write
+
+    def fail_in_a_level(writer, tiles, **options):
+        if "subfiletype" in options:
+            raise OSError(28, "No space left on device")
+        original(writer, tiles, **options)
+
+    monkeypatch.setattr(tifffile.TiffWriter, "write", fail_in_a_level)
+    with pytest.raises(OSError, match="No space left on device.*a.tif"):
+        write("probs", tmp_path / "a.tif", plane)
+    assert threading.active_count() == threads
+    assert os.listdir(tmp_path) == []
+
+
+def test_leaving_early_ends_the_thread(tmp_path, plane, small_overview):
     threads = threading.active_count()
     with pytest.raises(RuntimeError, match="stop"):
         with rasters.ProbabilitiesWriter(tmp_path / "a.tif", plane.info) as writer:
@@ -228,5 +347,11 @@ def test_a_large_image_is_never_in_memory(tmp_path, make_plane):
     tracemalloc.stop()
     # A band and what is made of it: 8 MB of labels, 16 of probabilities.
     assert peak < 80e6
-    found = tifffile.imread(tmp_path / "labels.tif")
-    np.testing.assert_array_equal(found[:, 7], 1 + np.arange(17_000) // 1000 * 1000)
+    with tifffile.TiffFile(tmp_path / "labels.tif") as file:
+        levels = file.series[0].levels
+        assert len(levels) == 6
+        for number, level in enumerate(levels):
+            rows = np.arange(0, 17_000, 2**number)
+            np.testing.assert_array_equal(
+                level.asarray()[:, 7], 1 + rows // 1000 * 1000
+            )

@@ -1,0 +1,54 @@
+"""What a user sees while images are segmented."""
+
+import itertools
+import pathlib
+
+import pytest
+
+from nucseg_jax.inference.streams import PlaneInfo
+
+INFO = PlaneInfo("sub/a.tif", pathlib.Path("a.tif"), 9, 9, ("0",), None, ("x",))
+
+
+@pytest.fixture
+def show_tiles(load_program):
+    return load_program("predict", "--input=in", "--output=out").show_tiles
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    """Lets two seconds pass whenever the bar looks at the clock."""
+    clock = itertools.count(step=2)
+    monkeypatch.setattr("tqdm.std.time", lambda: next(clock))
+
+
+def shown(capsys):
+    return capsys.readouterr().err.split("\r")
+
+
+def test_the_bar_counts_the_tiles_of_an_image(show_tiles, slow, capsys):
+    with show_tiles(INFO) as tell_tiles:
+        tell_tiles(0, 3)
+        assert "sub/a.tif:   0%" in shown(capsys)[-1]
+        for done in (1, 2, 3):
+            tell_tiles(done, 3)
+            assert f"{done}/3 [" in shown(capsys)[-1]
+    *_, cleared, last = shown(capsys)
+    assert not cleared.strip() and not last
+
+
+@pytest.mark.parametrize("is_slow", [False, True])
+def test_an_image_of_one_tile_has_no_bar(show_tiles, request, capsys, is_slow):
+    if is_slow:
+        request.getfixturevalue("slow")
+    with show_tiles(INFO) as tell_tiles:
+        tell_tiles(0, 1)
+        tell_tiles(1, 1)
+    assert shown(capsys) == [""]
+
+
+def test_an_image_that_is_soon_done_has_no_bar(show_tiles, capsys):
+    with show_tiles(INFO) as tell_tiles:
+        for done in range(4):
+            tell_tiles(done, 3)
+    assert shown(capsys) == [""]
