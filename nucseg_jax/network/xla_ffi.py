@@ -7,6 +7,7 @@ version 0 of that interface, as far as a handler reads them.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 from collections.abc import Callable
 from typing import Any
@@ -122,9 +123,21 @@ def register(name: str, function: Callable[[list[Address]], None]) -> None:
     """
     if name in _handlers:
         return
+    if not _handlers:
+        atexit.register(_keep_client)
     handler = _Handler(lambda frame: _handle(frame.contents, function))
     _handlers[name] = handler
     jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
+
+
+def _keep_client() -> None:
+    """Lets Python end while programs still run.
+
+    XLA's threads cannot call into Python then, so that these programs never end. JAX's
+    client would wait for them when it is taken down: it stays, and the process goes.
+    """
+    client = jax.local_devices(backend="cpu")[0].client
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(client))
 
 
 def _handle(frame: _Frame, function: Callable[[list[Address]], None]) -> int | None:

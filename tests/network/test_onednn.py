@@ -2,6 +2,7 @@
 
 import ctypes
 import platform
+import subprocess
 import sys
 import threading
 
@@ -44,6 +45,33 @@ def test_other_dtypes_are_not_supported():
     assert not onednn.supports("bfloat16")
     assert not onednn.supports("float64")
     assert not onednn.supports("int32")
+
+
+UNFINISHED = """
+import jax, jax.numpy as jnp
+from nucseg_jax.network import onednn
+
+kernel, bias = jnp.full((3, 3, 64, 64), 1e-3), jnp.zeros(64)
+
+@jax.jit
+def convolve_often(image):
+    for _ in range(150):  # Short programs run while they are asked for.
+        image = onednn.convolve([image], kernel, bias) + 1
+    return image
+
+result = convolve_often(jnp.ones((1, 128, 128, 64)))
+{end}
+"""
+
+
+@needs_onednn
+@pytest.mark.parametrize("end", ["", "del result", "raise SystemExit(3)"])
+def test_python_may_end_while_a_program_runs(end):
+    """XLA's threads hang when they call into a Python that has ended."""
+    command = [sys.executable, "-c", UNFINISHED.format(end=end)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 3 * ("raise" in end)
+    assert not done.stdout + done.stderr
 
 
 @needs_onednn
