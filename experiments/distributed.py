@@ -5,6 +5,7 @@ Elsewhere each is told: --coordinator=HOST:PORT --num_processes=2 --process_id=0
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 
@@ -36,8 +37,16 @@ def join_processes() -> None:
     if values.num_processes > 1 and not values.coordinator:
         raise ValueError("--num_processes needs --coordinator=HOST:PORT")
     launched = any(int(os.environ.get(name, "1")) > 1 for name in _TASKS)
-    if not (values.coordinator or launched or _KUBERNETES_JOB in os.environ):
+    in_kubernetes = _KUBERNETES_JOB in os.environ
+    if not (values.coordinator or launched or in_kubernetes):
         return
+    if in_kubernetes and not (values.coordinator or _asks_kubernetes()):
+        raise ValueError(
+            "this is a process of an indexed Kubernetes job: pip install 'jax[k8s]', "
+            "with which they find each other; or tell each --coordinator=HOST:PORT "
+            f"--num_processes=N --process_id=${_KUBERNETES_JOB}; or unset "
+            f"{_KUBERNETES_JOB} to train alone"
+        )
     import jax
 
     told = (
@@ -54,3 +63,7 @@ def join_processes() -> None:
         # One process tells how it goes; errors are told by each.
         os.environ["TQDM_DISABLE"] = "1"
         sys.stdout = open(os.devnull, "w")
+
+
+def _asks_kubernetes() -> bool:
+    return importlib.util.find_spec("kubernetes") is not None

@@ -25,13 +25,33 @@ def folder(tmp_path_factory):
     return folder
 
 
-def start_two(folder, name, *arguments):
+def free_port():
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    told = [f"--coordinator=localhost:{port}", "--num_processes=2"]
+        return free.getsockname()[1]
+
+
+def start_two(folder, name, *arguments):
+    """Starts two processes that are told of each other."""
+    told = [f"--coordinator=localhost:{free_port()}", "--num_processes=2"]
     return [
         start(folder, name, *arguments, *told, f"--process_id={number}")
+        for number in range(2)
+    ]
+
+
+def start_two_by_slurm(folder, name, *arguments):
+    """Starts two processes with the variables that `srun` sets."""
+    step = {
+        # JAX makes a port of it, 61440 + the number modulo 4096.
+        "SLURM_JOB_ID": str(os.getpid()),
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_LOCALID": "0",
+    }
+    return [
+        start(folder, name, *arguments, **step, SLURM_PROCID=str(number))
         for number in range(2)
     ]
 
@@ -49,13 +69,22 @@ def assert_close(folder, first, second):
 
 
 def test_two_processes_train_the_model_of_one_and_survive_a_restart(folder):
-    for epochs in (1, 2):
-        pair = start_two(folder, "two", *SETTINGS, f"--num_epochs={epochs}")
+    """Told of each other at first, started again by SLURM."""
+    for epochs, start_both in ((1, start_two), (2, start_two_by_slurm)):
+        pair = start_both(folder, "two", *SETTINGS, f"--num_epochs={epochs}")
         (code, told), (other_code, other_told) = map(finish, pair)
         assert code == other_code == 0, told + other_told
-    assert "device: 2 x CPU" in told and "after epoch 1" in told
-    assert "device" not in other_told  # One of them tells.
+        assert "device: 2 x CPU" in told
+        assert "device" not in other_told  # One of them tells.
+    assert "after epoch 1" in told
     assert_close(folder, "one", "two")
+
+
+def test_a_kubernetes_job_that_cannot_ask_says_what_is_missing(folder):
+    pod = start(folder, "pod", "--num_epochs=1", JOB_COMPLETION_INDEX="0")
+    code, told = finish(pod)
+    assert code == 1 and "pip install 'jax[k8s]'" in told
+    assert not (folder / "pod").exists()
 
 
 @pytest.mark.slow
@@ -85,6 +114,9 @@ def test_shards_of_a_batch_hold_each_example_once(folder):
         )
         parts.append([next(batches) for _ in range(6)])
         batches.close()
+    # Six batches are four epochs of the six examples.
+    numbers = np.concatenate([b["index"] for part in parts[1:] for b in part])
+    np.testing.assert_array_equal(np.bincount(numbers), np.full(6, 4))
     for whole, first, second in zip(*parts, strict=True):
         for name in ("image_u8", "mask", "index"):
             np.testing.assert_array_equal(whole[name][0::2], first[name])

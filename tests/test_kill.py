@@ -43,13 +43,14 @@ class Training:
         return self.log.read_text()
 
 
-def start(folder, name, *arguments):
+def start(folder, name, *arguments, **environment):
     command = [sys.executable, "-m", "experiments.train", *SETTINGS, *arguments]
     command += [f"--workdir={folder / name}", f"--data_dir={folder / 'data'}"]
     with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as log:
         process = subprocess.Popen(
             command,
             cwd=ROOT,
+            env=os.environ | environment,
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
