@@ -18,6 +18,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from absl import app, flags, logging
 
 from nucseg_jax.config import Config, ConfigError, DataConfig, ModelConfig, TrainConfig
+from nucseg_jax.data.errors import MAX_PIXELS
 from nucseg_jax.training.stopping import Stopped
 
 flags.disclaim_key_flags()  # Flags defined here show in the help of who asked.
@@ -75,6 +76,52 @@ def mode() -> flags.FlagHolder:
 def threshold(meaning: str, default: str) -> flags.FlagHolder:
     """Asks for the flag --threshold."""
     return _once(flags.DEFINE_string, "threshold", default, meaning)
+
+
+def tta() -> flags.FlagHolder:
+    """Asks for the flag --tta."""
+    meaning = "Views to average: 8 = all flips and quarter turns."
+    return _once(flags.DEFINE_enum, "tta", "1", ["1", "8"], meaning)
+
+
+def tile() -> flags.FlagHolder:
+    """Asks for the flag --tile."""
+    meaning = (
+        "Side of the largest tile, pixels, a multiple of 64: smaller ones take less "
+        "memory and more time; 0 = by the network's width."
+    )
+    return _once(flags.DEFINE_integer, "tile", 0, meaning)
+
+
+def scale() -> flags.FlagHolder:
+    """Asks for the flag --scale."""
+    meaning = (
+        "Resize images by this factor for the network, where they were taken at "
+        "another magnification than the training images; 0 = by the pixel sizes, where "
+        "known."
+    )
+    return _once(flags.DEFINE_float, "scale", 0.0, meaning)
+
+
+def channel() -> flags.FlagHolder:
+    """Asks for the flag --channel."""
+    meaning = (
+        "For images of several channels: the one with nuclei, by number from 0 or by "
+        "name; or three of them with commas, as red, green and blue."
+    )
+    return _once(flags.DEFINE_string, "channel", "", meaning)
+
+
+def axes() -> flags.FlagHolder:
+    """Asks for the flag --axes."""
+    meaning = "For stacks that do not say it: their axes, as TYX, ZYX or CYX."
+    return _once(flags.DEFINE_string, "axes", "", meaning)
+
+
+def max_pixels() -> flags.FlagHolder:
+    """Asks for the flag --max_pixels."""
+    meaning = "Refuse larger images where all must be decoded at once."
+    return _once(flags.DEFINE_integer, "max_pixels", MAX_PIXELS, meaning)
 
 
 def pixel_size(meaning: str) -> flags.FlagHolder:

@@ -15,7 +15,6 @@ import os
 import pathlib
 import sys
 from collections.abc import Iterator
-from typing import Any
 
 import tqdm
 from absl import flags
@@ -23,8 +22,8 @@ from absl import flags
 from experiments import flags as shared
 from experiments import results
 from experiments.device import start_device
+from experiments.prediction import read_network, read_options, read_settings
 from nucseg_jax import pretrained
-from nucseg_jax.data.errors import MAX_PIXELS
 from nucseg_jax.inference import outputs
 from nucseg_jax.inference.run import (
     Options,
@@ -49,34 +48,17 @@ _SAVE = flags.DEFINE_list(
     "What to write: "
     + "; ".join(f"{product.name} ({product.help})" for product in outputs.PRODUCTS),
 )
-_MODE = shared.mode()
-_THRESHOLD = shared.threshold(
+shared.mode()
+shared.threshold(
     "Least probability of a nucleus's pixels; empty = as tuned.", default=""
 )
-_TTA = flags.DEFINE_enum(
-    "tta", "1", ["1", "8"], "Views to average: 8 = all flips and quarter turns."
-)
-_SCALE = flags.DEFINE_float(
-    "scale",
-    0.0,
-    "Resize images by this factor for the network, where they were taken at another "
-    "magnification than the training images; 0 = by the pixel sizes, where known.",
-)
-_PIXEL_SIZE = shared.pixel_size(
-    "Micrometres a pixel; 0 = as each file says, if it does."
-)
-_CHANNEL = flags.DEFINE_string(
-    "channel",
-    "",
-    "For images of several channels: the one with nuclei, by number from 0 or by name; "
-    "or three of them with commas, as red, green and blue.",
-)
-_AXES = flags.DEFINE_string(
-    "axes", "", "For stacks that do not say it: their axes, as TYX, ZYX or CYX."
-)
-_MAX_PIXELS = flags.DEFINE_integer(
-    "max_pixels", MAX_PIXELS, "Refuse larger images where all must be decoded at once."
-)
+shared.tta()
+shared.tile()
+shared.scale()
+shared.pixel_size("Micrometres a pixel; 0 = as each file says, if it does.")
+shared.channel()
+shared.axes()
+shared.max_pixels()
 _ON_ERROR = flags.DEFINE_enum(
     "on_error", "skip", ["skip", "stop"], "What a file that cannot be read does."
 )
@@ -96,11 +78,11 @@ _SHARD_INDEX = flags.DEFINE_integer(
 def main() -> int:
     """Segments every file of the shard; returns 1 if any could not be finished."""
     outputs.check_save(_SAVE.value)
-    options = read_options()
+    options = read_options(_SAVE.value)
     jobs = select_shard(find_jobs(_INPUT.value), _NUM_SHARDS.value, _SHARD_INDEX.value)
     folder = pathlib.Path(_OUTPUT.value)
-    segmenter = create_segmenter()
-    results.check_settings(folder, settings())
+    segmenter = load_segmenter(**read_network())
+    results.check_settings(folder, read_settings())
     outputs.remove_leftovers(folder)
     print(start_device())
     if not _CHECKPOINT.value:
@@ -115,41 +97,6 @@ def main() -> int:
             f"when all shards are done: python -m experiments.merge --output={folder}"
         )
     return tell(outcomes, failed, folder)
-
-
-def read_options() -> Options:
-    """Reads from the flags what to do with each file."""
-    for name, value in (("scale", _SCALE.value), ("pixel_size", _PIXEL_SIZE.value)):
-        if value < 0:
-            raise ValueError(f"{name} is {value}; it must not be negative")
-    return Options(
-        save=tuple(_SAVE.value),
-        channel=_CHANNEL.value or None,
-        axes=_AXES.value or None,
-        pixel_size=_PIXEL_SIZE.value or None,
-        scale=_SCALE.value or None,
-        max_pixels=_MAX_PIXELS.value,
-    )
-
-
-def create_segmenter() -> Segmenter:
-    """Loads the network that the flags name."""
-    text = _THRESHOLD.value
-    return load_segmenter(
-        _CHECKPOINT.value,
-        mode=_MODE.value,
-        threshold=shared.parse_threshold(text) if text else None,
-        tta=int(_TTA.value),
-    )
-
-
-def settings() -> dict[str, Any]:
-    """Returns what results depend on, to be kept beside them."""
-    names = ("mode", "threshold", "tta", "scale", "pixel_size", "channel", "axes")
-    checkpoint = pretrained.resolve(_CHECKPOINT.value).absolute()
-    return {"checkpoint": str(checkpoint)} | {
-        name: flags.FLAGS[name].value for name in names
-    }
 
 
 def segment_all(

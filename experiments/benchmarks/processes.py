@@ -123,7 +123,7 @@ def count_sums(config: Config) -> tuple[int, int]:
         ).compile()
     lines = [
         line.partition(" all-reduce")[0]
-        for line in compiled.as_text().splitlines()
+        for line in (compiled.as_text() or "").splitlines()
         if re.search(r" all-reduce(-start)?\(", line)
     ]
     num_bytes = sum(

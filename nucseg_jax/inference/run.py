@@ -217,7 +217,7 @@ class _Run:
                 f"{job.image}: its results would have the name {name} of those of "
                 f"{self._claims[name].image}; rename one of the files"
             )
-        if _is_done(self._output, name, job, self._options):
+        if is_done(self._output, name, job, self._options):
             return dataclasses.replace(outcome, num_skipped=outcome.num_skipped + 1)
         is_large = plane.shape[0] * plane.shape[1] > _LARGE_PLANE
         with self._one_large_plane if is_large else contextlib.nullcontext():
@@ -233,7 +233,7 @@ class _Run:
         if self._options.pixel_size is not None:
             plane = dataclasses.replace(plane, pixel_size=self._options.pixel_size)
         scale = self._options.scale or self._segmenter.choose_scale(plane.pixel_size)
-        info = _describe(job, plane, self._segmenter.targets)
+        info = describe(job, plane, self._segmenter.targets)
         count, started = 0, time.perf_counter()
         with (
             self._watch(info) as tell_tiles,
@@ -252,7 +252,8 @@ class _Run:
         return count
 
 
-def _describe(job: Job, plane: Plane, targets: tuple[str, ...]) -> PlaneInfo:
+def describe(job: Job, plane: Plane, targets: tuple[str, ...]) -> PlaneInfo:
+    """Tells what outputs need to know of a plane of a file."""
     return PlaneInfo(
         name=(job.relative.parent / plane.name).as_posix(),
         source=job.image,
@@ -264,7 +265,7 @@ def _describe(job: Job, plane: Plane, targets: tuple[str, ...]) -> PlaneInfo:
     )
 
 
-def _is_done(
+def is_done(
     output: pathlib.Path, name: pathlib.PurePath, job: Job, options: Options
 ) -> bool:
     """Tells whether all products are there, and newer than the image."""

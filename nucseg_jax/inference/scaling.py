@@ -82,6 +82,35 @@ def restore_rows(
         kept, first = kept[needed - first :], needed
 
 
+def restore_region(
+    probs: np.ndarray,
+    starts: tuple[int, int],
+    rows: slice,
+    columns: slice,
+    scale: float,
+) -> np.ndarray:
+    """Brings a part of a scaled result back to a region of the image.
+
+    Args:
+      probs: float32 [h, w, T], what the region depends on.
+      starts: First row and column of `probs` in the scaled result.
+      rows: Of the image.
+      columns: Of the image.
+      scale: As above.
+
+    Returns:
+      float32 [rows, columns, T].
+    """
+    top, left = starts
+    if scale == 1:
+        return probs[
+            rows.start - top : rows.stop - top,
+            columns.start - left : columns.stop - left,
+        ]
+    size = (rows.stop - rows.start, columns.stop - columns.start)
+    return _resample(probs, size, 1 / scale, (rows.start, columns.start), starts)
+
+
 _BORDER = cv2.BORDER_REFLECT
 
 

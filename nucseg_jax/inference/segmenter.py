@@ -7,6 +7,7 @@ tile, and decoded window by window. What fits into one tile is one tile and one 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator
@@ -20,9 +21,16 @@ from nucseg_jax.checkpoints import restore_for_inference
 from nucseg_jax.config import Config, DataConfig, DecodingConfig
 from nucseg_jax.data import preprocessing
 from nucseg_jax.data.errors import MAX_PIXELS, ImageError
-from nucseg_jax.data.intensity import intensity_range, to_rgb
+from nucseg_jax.data.intensity import intensity_range
 from nucseg_jax.data.planes import Plane
 from nucseg_jax.inference import scaling, tiling, windows
+from nucseg_jax.inference.contrast import (
+    Contrast,
+    colour_reader,
+    count_values,
+    make_contrast,
+    normalized_reader,
+)
 from nucseg_jax.inference.instances import label_nuclei
 from nucseg_jax.inference.measurements import measure_nuclei
 from nucseg_jax.inference.overlap import read_ahead
@@ -32,15 +40,21 @@ from nucseg_jax.network.unet_plus_plus import UNetPlusPlus, Variables
 
 # Images of many sizes share few compiled shapes: sizes are rounded up to this.
 _SIZE_STEP = 64
-# Side of the largest tile, pixels: some hundred MiB in a narrow network.
-_TILE = 1024
+# Side of the largest tile, pixels: from the first to the second, so that one image of
+# features at full resolution takes no more memory than this.
+_TILES = (1024, 1536)
+_FEATURES_BYTES = 150 << 20
 _MANY_TILES = 16
 # Windows of decoding, in pixels of the training scale. The halo is twice the width of
 # a large nucleus at 40x magnification.
 _CORE = 1024
 _HALO = 128
-_BAND_PIXELS = 1 << 22
-_PART_PIXELS = 1 << 20
+_ADVICE = "Take one trained with --framing=crop and --clahe_clip_limit=0"
+# Interpolation at another magnification looks this far, pixels.
+_RIM = 2
+
+# Of 256 rows each, made while others are decoded.
+_BANDS_AHEAD = 6
 
 # Takes the number of tiles that are predicted, and of all tiles of the image.
 TellTiles = Callable[[int, int], None]
@@ -79,7 +93,7 @@ class Segmenter:
         *,
         decoding: DecodingConfig | None = None,
         depth: int = 5,
-        tile: int = _TILE,
+        tile: int = _TILES[0],
     ):
         """Wraps a prediction function.
 
@@ -89,7 +103,14 @@ class Segmenter:
           decoding: How probabilities become nuclei; None = the defaults.
           depth: Levels of the network, which say how far it looks.
           tile: Side of the largest tile, pixels; a multiple of 64.
+
+        Raises:
+          ValueError: If it is none.
         """
+        if tile % _SIZE_STEP:
+            raise ValueError(
+                f"tile is {tile}; it must be a multiple of {_SIZE_STEP} pixels"
+            )
         self._predict_fn = predict_fn
         self._config = config
         self._tile = tile
@@ -101,6 +122,11 @@ class Segmenter:
     def targets(self) -> tuple[str, ...]:
         """Names of the probabilities' channels."""
         return self._config.targets
+
+    @property
+    def normalization(self) -> str:
+        """How the contrast is stretched, see `preprocessing.contrast_table`."""
+        return self._config.normalization
 
     def choose_scale(self, pixel_size: float | None) -> float:
         """Scale that brings an image to the magnification of the training images.
@@ -205,14 +231,16 @@ class Segmenter:
           ImageError: If it cannot be read, or is too large to be prepared.
         """
         shape = plane.shape[:2]
-        look = _colour_reader(plane)
-        bands = read_ahead(self._predict_plane(plane, look, scale, tell_tiles))
+        look = colour_reader(plane, intensity_range(plane))
+        bands = read_ahead(
+            self._predict_plane(plane, look, scale, tell_tiles), _BANDS_AHEAD
+        )
         found = windows.find_nuclei(
             bands,
             shape,
             lambda probs: self.decode(probs, scale=scale),
             core=max(round(_CORE / scale), 1),
-            halo=max(round(_HALO / scale), 1),
+            halo=choose_halo(scale),
         )
         for item in found:
             if isinstance(item, windows.Found):
@@ -228,6 +256,88 @@ class Segmenter:
                 picture = look(rows, slice(0, shape[1]))
                 yield Band(item.top, item.labels, item.probs, picture)
 
+    def check_regions(self, plane: Plane) -> None:
+        """Checks that regions of a plane can be predicted one by one.
+
+        Raises:
+          ImageError: If the network needs the whole plane.
+        """
+        if reason := self._why_whole():
+            raise ImageError(
+                f"{plane.name}: cannot be divided for this network: {reason}. {_ADVICE}"
+            )
+
+    def predict_region(
+        self,
+        plane: Plane,
+        rows: slice,
+        columns: slice,
+        contrast: Contrast,
+        *,
+        longest: int,
+        scale: float = 1.0,
+    ) -> np.ndarray:
+        """Predicts a region of a plane: the same as the whole has there.
+
+        Args:
+          plane: From `planes.open_planes`.
+          rows: Of the region.
+          columns: Of the region.
+          contrast: Of the whole plane.
+          longest: Side of the largest region that will be asked for, pixels. Tiles are
+            planned for it, so that one shape is compiled for all regions.
+          scale: Resize by this factor for the network.
+
+        Returns:
+          float32 [h, w, T].
+
+        Raises:
+          ImageError: If it cannot be read, or the network needs the whole plane.
+        """
+        self.check_regions(plane)
+        look = colour_reader(plane, contrast.value_range)
+        read, shape = normalized_reader(look, contrast), plane.shape[:2]
+        if scale != 1:
+            read = scaling.scaled_reader(read, shape, scale)
+            shape = scaling.scaled_shape(shape, scale)
+        seen = [
+            self._seen(part, length, longest, scale)
+            for part, length in zip((rows, columns), shape, strict=True)
+        ]
+        top, left = (part.start for part in seen)
+        height, width = (part.stop - part.start for part in seen)
+        bands = self._predict_bands(
+            _shift(read, top, left), (height, width), _tell_nobody
+        )
+        probs = np.concatenate(list(bands))
+        return scaling.restore_region(probs, (top, left), rows, columns, scale)
+
+    def _seen(self, part: slice, length: int, longest: int, scale: float) -> slice:
+        """Chooses what the network looks at to predict a part of an axis.
+
+        It begins in step with pooling, and has the same size for all parts of an axis
+        that is long enough.
+
+        Args:
+          part: Pixels of the image.
+          length: Of the axis, pixels as the network sees them.
+          longest: Pixels of the longest part.
+          scale: Pixels as the network sees them a pixel of the image.
+        """
+        margin = self._margin + _RIM
+        size = _round_up(math.ceil(longest * scale) + 2 * margin) + _SIZE_STEP
+        first = (int(part.start * scale) - margin) // _SIZE_STEP * _SIZE_STEP
+        start = max(min(first, _round_up(length) - size), 0)
+        return slice(start, min(start + size, length))
+
+    def _why_whole(self) -> str:
+        """Says why the network must see a plane as a whole; "" if it need not."""
+        if self._config.framing == "resize":
+            return "it resizes whole images"
+        return (
+            "its CLAHE needs the whole image" if self._config.clahe_clip_limit else ""
+        )
+
     def _predict_plane(
         self,
         plane: Plane,
@@ -238,7 +348,7 @@ class Segmenter:
         """Predicts a plane: float32 [rows, W, T], from top to bottom."""
         shape = plane.shape[:2]
         if self._config.framing == "resize":
-            image_u8 = _read_all(plane, look, "it resizes whole images")
+            image_u8 = _read_all(plane, look, self._why_whole())
             image = preprocessing.to_float(image_u8)
             yield self.predict(image, tell_tiles=tell_tiles)
             return
@@ -256,17 +366,14 @@ class Segmenter:
     ) -> scaling.ReadRegion:
         """Reads regions prepared as in training, by statistics of the whole plane."""
         if self._config.clahe_clip_limit:
-            image_u8 = _read_all(plane, look, "its CLAHE needs the whole image")
+            image_u8 = _read_all(plane, look, self._why_whole())
             return _read_array(self._prepare(preprocessing.to_float(image_u8)))
         if self._config.normalization == "none":
             return look
-        counts = sum(map(preprocessing.histogram, _bands_of(look, plane.shape[:2])))
-        table = preprocessing.contrast_table(
-            np.asarray(counts), self._config.normalization
-        )
-        return lambda rows, columns: preprocessing.map_values(
-            look(rows, columns), table
-        )
+        height, width = plane.shape[:2]
+        counts = count_values(look, slice(0, height), slice(0, width))
+        contrast = make_contrast(None, counts, self._config.normalization)
+        return normalized_reader(look, contrast)
 
     def _prepare(self, image: np.ndarray) -> np.ndarray:
         """Prepares a whole image as in training: uint8 [h, w, 3]."""
@@ -367,6 +474,7 @@ def load_segmenter(
     mode: Mode = "accurate",
     threshold: float | None = None,
     tta: int = 1,
+    tile: int | None = None,
 ) -> Segmenter:
     """Loads a trained network.
 
@@ -376,12 +484,14 @@ def load_segmenter(
       mode: "accurate", or "fast" for the one head that validation chose.
       threshold: Least probability of a nucleus's pixels; None = as tuned.
       tta: Views to average: 1, or 8 for all flips and quarter turns.
+      tile: Side of the largest tile, pixels; smaller ones take less memory and more
+        time. None = by the network's width.
 
     Raises:
       CheckpointError: If there is no readable checkpoint.
     """
     restored = restore_for_inference(pretrained.resolve(checkpoint))
-    return make_segmenter(*restored, mode=mode, threshold=threshold, tta=tta)
+    return make_segmenter(*restored, mode=mode, threshold=threshold, tta=tta, tile=tile)
 
 
 def make_segmenter(
@@ -392,6 +502,7 @@ def make_segmenter(
     mode: Mode = "accurate",
     threshold: float | None = None,
     tta: int = 1,
+    tile: int | None = None,
 ) -> Segmenter:
     """Makes a segmenter of what `restore_for_inference` returns."""
     head = config.inference.fast_head or None
@@ -403,7 +514,14 @@ def make_segmenter(
         config.data,
         decoding=decoding,
         depth=model.depth,
+        tile=tile or _choose_tile(model.features[0]),
     )
+
+
+def _choose_tile(features: int) -> int:
+    """Chooses the largest tile for a network, by its channels at full resolution."""
+    side = _round_up(math.isqrt(_FEATURES_BYTES // (4 * features)))
+    return min(max(side, _TILES[0]), _TILES[1])
 
 
 def _plane_of_array(
@@ -454,41 +572,31 @@ def _join_columns(tables: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([t[name] for t in tables]) for name in tables[0]}
 
 
-def _colour_reader(plane: Plane) -> scaling.ReadRegion:
-    """Reads regions as the colours that the network sees: uint8 [h, w, 3]."""
-    value_range = intensity_range(plane)
-    channels = list(plane.segmented)
-
-    def look(rows: slice, columns: slice) -> np.ndarray:
-        pixels = plane.read(rows, columns)[..., channels]
-        picture = np.empty((*pixels.shape[:2], 3), np.uint8)
-        # In parts, because floats of three channels take twelve times the memory.
-        step = max(_PART_PIXELS // pixels.shape[1], 1)
-        for top in range(0, len(pixels), step):
-            part = to_rgb(
-                pixels[top : top + step], name=plane.name, value_range=value_range
-            )
-            picture[top : top + step] = preprocessing.to_uint8(part)
-        return picture
-
-    return look
-
-
 def _read_all(plane: Plane, look: scaling.ReadRegion, reason: str) -> np.ndarray:
     height, width = plane.shape[:2]
     if height * width > MAX_PIXELS:
         raise ImageError(
             f"{plane.name}: {height} x {width} pixels are too many for this network: "
-            f"{reason}. Take one trained with --framing=crop and --clahe_clip_limit=0"
+            f"{reason}. {_ADVICE}"
         )
     return look(slice(0, height), slice(0, width))
 
 
-def _bands_of(look: scaling.ReadRegion, shape: tuple[int, int]) -> Iterator[np.ndarray]:
-    """Looks at a plane from top to bottom, a few rows at a time."""
-    step = max(_BAND_PIXELS // shape[1], 1)
-    for top in range(0, shape[0], step):
-        yield look(slice(top, min(top + step, shape[0])), slice(0, shape[1]))
+def choose_halo(scale: float) -> int:
+    """Pixels of the image around a window; half the size of the largest nucleus."""
+    return max(round(_HALO / scale), 1)
+
+
+def _round_up(length: int) -> int:
+    return -(-length // _SIZE_STEP) * _SIZE_STEP
+
+
+def _shift(read: scaling.ReadRegion, top: int, left: int) -> scaling.ReadRegion:
+    """Counts rows and columns from a place in the image."""
+    return lambda rows, columns: read(
+        slice(rows.start + top, rows.stop + top),
+        slice(columns.start + left, columns.stop + left),
+    )
 
 
 def _read_array(image_u8: np.ndarray) -> scaling.ReadRegion:

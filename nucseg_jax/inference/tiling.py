@@ -16,7 +16,9 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 # Pixels over which the weight of a tile rises.
-_RAMP = 16
+_RAMP = 8
+# Rows that are handed on at a time.
+_ROWS = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,14 +141,15 @@ def plan(
 def stitch(grid: Grid, tiles: Iterable[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
     """Blends tiles to rows of the whole width, as soon as these are settled.
 
-    At most two rows of tiles are in memory.
+    One row of tiles is in memory, and what the next one shares with it.
 
     Args:
       grid: Where the tiles lie.
       tiles: float32 [tile height, tile width, C], in the order of `grid.tiles`.
 
     Yields:
-      First row, and float32 [rows, width, C]; from top to bottom without gaps.
+      First row, and float32 [rows, width, C], at most 256 rows; from top to bottom
+      without gaps.
     """
     tiles = iter(tiles)
     done = 0
@@ -156,10 +159,14 @@ def stitch(grid: Grid, tiles: Iterable[np.ndarray]) -> Iterator[tuple[int, np.nd
         if pending is not None:
             row[: len(pending)] += pending
         finished = grid.rows.finished(k)
-        yield done, row[done - start : finished - start, : grid.columns.length]
+        for top in range(done, finished, _ROWS):
+            bottom = min(top + _ROWS, finished)
+            # Copies, which do not keep the whole row in memory.
+            yield top, row[top - start : bottom - start, : grid.columns.length].copy()
         # The next row of tiles begins within this one.
         last = k + 1 == len(grid.rows.starts)
-        pending = None if last else row[grid.rows.starts[k + 1] - start :]
+        pending = None if last else row[grid.rows.starts[k + 1] - start :].copy()
+        del row
         done = finished
 
 

@@ -85,6 +85,33 @@ def find_nuclei(
         yield from canvas.settle(height if is_lowest else last - halo)
 
 
+def claim(
+    labels: np.ndarray,
+    known: np.ndarray,
+    cut_sides: Iterable[np.ndarray],
+    *,
+    overlap: int,
+) -> np.ndarray:
+    """Keeps those nuclei of a window that are new and whole.
+
+    Args:
+      labels: int32 [h, w], 0 = background, 1..n = nuclei.
+      known: [h, w], above 0 where a nucleus was found before.
+      cut_sides: `labels` turned so that its last row is one where the window ends and
+        the image does not; once for each such side that other windows lie beyond.
+      overlap: Pixels that those windows have in common with this one.
+
+    Returns:
+      int32 [h, w], the nuclei kept, numbered from 1; 0 where one is known.
+    """
+    is_new = _uncovered(labels, known)
+    for side in cut_sides:
+        is_new[_cut_off(side, overlap)] = False
+    is_new[0] = False
+    ids = np.where(is_new, np.cumsum(is_new), 0)
+    return np.where(known > 0, 0, ids[labels]).astype(np.int32)
+
+
 def _cut_rows(bands: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     for band in bands:
         for top in range(0, len(band), _PIECE):
@@ -136,15 +163,12 @@ class _Canvas:
         here = (slice(rows.start - self._top, rows.stop - self._top), columns)
         probs, known = self._probs[here], self._labels[here]
         labels = decode(probs)
-        is_new = _uncovered(labels, known)
-        if rows.stop < height:
-            is_new[_cut_off(labels, 2 * halo)] = False
+        cut_sides = [labels] if rows.stop < height else []
         if columns.stop < self._width:
-            is_new[_cut_off(labels.T, 2 * halo)] = False
-        is_new[0] = False
-        ids = np.where(is_new, np.cumsum(is_new) + self._num_nuclei, 0)
-        self._num_nuclei += int(is_new.sum())
-        added = np.where(known > 0, 0, ids[labels]).astype(np.int32)
+            cut_sides.append(labels.T)
+        added = claim(labels, known, cut_sides, overlap=2 * halo)
+        added[added > 0] += self._num_nuclei
+        self._num_nuclei = max(self._num_nuclei, int(added.max(initial=0)))
         known += added
         # A copy: the rows will move.
         return Found(rows, columns, added, probs.copy())

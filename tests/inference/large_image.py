@@ -13,7 +13,6 @@ import sys
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import skimage.draw
 import tifffile
@@ -23,6 +22,7 @@ from nucseg_jax.inference.predictor import make_predict_fn
 from nucseg_jax.inference.run import Options, find_jobs, segment_files
 from nucseg_jax.inference.segmenter import Segmenter
 from nucseg_jax.network.unet_plus_plus import UNetPlusPlus
+from tests.helpers import random_variables
 
 PATCH = 500  # The image repeats a patch of this side.
 DISCS = 100  # In each patch; some lie across its border.
@@ -64,10 +64,7 @@ def write_image(path: pathlib.Path, side: int, tile: int = 512) -> None:
 def brightness_network(features: tuple[int, ...]):
     """A network of real cost whose result is known: bright pixels are nuclei."""
     model = UNetPlusPlus(features=features)
-    side = 2 ** len(features)
-    image = jnp.zeros((1, side, side, 3))
-    shapes = jax.eval_shape(model.init, jax.random.key(0), image)
-    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    variables = jax.tree.map(np.zeros_like, random_variables(model))
     for name, module in variables["params"].items():
         if name.startswith("x_0"):
             for layer, leaves in module.items():

@@ -38,7 +38,7 @@ def test_nuclei_of_many_tiles_are_counted_once(tmp_path):
 
 @pytest.mark.slow
 def test_400_megapixels_fit_into_two_gibibytes(tmp_path):
-    told = segment(tmp_path, side=20_000, tile=1024)
+    told = segment(tmp_path, side=20_000, tile=1536)
     print(told)
     check_labels(tmp_path, 20_000, told["nuclei"])
     assert told["peak_mib"] <= 2048

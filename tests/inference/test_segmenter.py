@@ -11,7 +11,9 @@ import skimage.draw
 from nucseg_jax.config import Config, DataConfig, DecodingConfig, InferenceConfig
 from nucseg_jax.data import preprocessing
 from nucseg_jax.data.errors import ImageError
+from nucseg_jax.data.intensity import intensity_range
 from nucseg_jax.inference import segmenter as segmenter_module
+from nucseg_jax.inference.contrast import colour_reader, count_values, make_contrast
 from nucseg_jax.inference.predictor import make_predict_fn
 from nucseg_jax.inference.segmenter import Segmenter, load_segmenter
 from nucseg_jax.inference.streams import Band
@@ -255,6 +257,66 @@ def test_tiles_equal_the_whole(model, variables, tile, shape):
     whole = Segmenter(predict_fn, config, depth=model.depth).predict(image)
     tiled = Segmenter(predict_fn, config, depth=model.depth, tile=tile).predict(image)
     np.testing.assert_allclose(tiled, whole, atol=1e-5)
+
+
+NETWORK_OF_REGIONS = DataConfig(framing="crop", normalization="stretch", **PLAIN)
+
+
+def regions_of(shape, side):
+    for top in range(0, shape[0], side):
+        for left in range(0, shape[1], side):
+            yield (
+                slice(top, min(top + side, shape[0])),
+                slice(left, min(left + side, shape[1])),
+            )
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.6, 1.7])
+@pytest.mark.parametrize("shape", [(300, 350), (700, 90)])
+def test_regions_equal_the_whole(model, variables, scale, shape):
+    """Predicted with tiles elsewhere, and alike in every region."""
+    rng = np.random.default_rng(0)
+    plane = plane_of(rng.integers(90, 4000, shape, np.uint16))
+    predict_fn = make_predict_fn(model, variables)
+    segment = Segmenter(predict_fn, NETWORK_OF_REGIONS, depth=model.depth, tile=128)
+    items = segment.stream(plane, scale=scale)
+    bands = [item.probs for item in items if isinstance(item, Band)]
+    whole = np.concatenate(bands)
+    assert whole.std() > 0.01
+    before = predict_fn._cache_size()
+    contrast = contrast_of(plane)
+    for rows, columns in regions_of(shape, 90):
+        probs = segment.predict_region(
+            plane, rows, columns, contrast, longest=90, scale=scale
+        )
+        # Interpolated gray values that lie between two steps are rounded by a hair.
+        tolerance = 1e-5 if scale == 1 else 5e-4
+        np.testing.assert_allclose(probs, whole[rows, columns], atol=tolerance)
+    assert predict_fn._cache_size() <= before + 1
+
+
+def plane_of(image):
+    return segmenter_module._plane_of_array(image, channel=None, pixel_size=None)
+
+
+def contrast_of(plane):
+    """Of the whole, counted in parts."""
+    value_range = intensity_range(plane)
+    look = colour_reader(plane, value_range)
+    parts = [count_values(look, *part) for part in regions_of(plane.shape[:2], 70)]
+    return make_contrast(value_range, sum(parts), NETWORK_OF_REGIONS.normalization)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (DataConfig(framing="crop"), "its CLAHE needs the whole image"),
+        (DataConfig(framing="resize", **PLAIN), "it resizes whole images"),
+    ],
+)
+def test_networks_that_need_the_whole_image_predict_no_regions(config, reason):
+    with pytest.raises(ImageError, match=f"cannot be divided.*{reason}. Take one"):
+        Segmenter(RedNetwork(), config).check_regions(plane_of(SCENE))
 
 
 def test_only_one_shape_is_compiled_for_a_large_image(model, variables):

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nucseg_jax.inference import windows
+from tests.helpers import same_partition
 
 
 def decode(probs):
@@ -36,12 +37,6 @@ def discs(seed, shape, radius, number):
         centre = rng.integers(0, shape)
         mask[skimage.draw.disk(centre, rng.integers(1, radius + 1), shape=shape)] = True
     return mask
-
-
-def same_partition(one, other):
-    """Tells whether two label images are equal but for the ids."""
-    pairs = np.unique(np.stack([one.ravel(), other.ravel()]), axis=1)
-    return len(np.unique(pairs[0])) == len(np.unique(pairs[1])) == pairs.shape[1]
 
 
 @settings(deadline=None, max_examples=60)

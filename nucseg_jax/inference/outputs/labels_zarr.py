@@ -6,6 +6,7 @@ so (QuPath and Bio-Formats read Zarr 2). https://ngff.openmicroscopy.org/0.4/
 
 from __future__ import annotations
 
+import pathlib
 import zlib
 from typing import Any
 
@@ -26,16 +27,8 @@ class LabelsZarrWriter(Writer):
     needs_bands = True
 
     def _open(self) -> None:
-        group = zarr.open_group(
-            str(self._temporary),
-            mode="w",
-            zarr_format=2,
-            attributes=_attributes(self.info),
-        )
-        self._levels = [
-            _Level(group, level, shape)
-            for level, shape in enumerate(_level_shapes(self.info))
-        ]
+        arrays = create_pyramid(self._temporary, self.info)
+        self._levels = [_Level(array, level) for level, array in enumerate(arrays)]
 
     def _add_band(self, band: Band) -> None:
         for level in self._levels:
@@ -49,16 +42,8 @@ class LabelsZarrWriter(Writer):
 class _Level:
     """One level, filled from top to bottom."""
 
-    def __init__(self, group: zarr.Group, level: int, shape: tuple[int, int]):
-        self._level = level
-        self._array = group.create_array(
-            str(level),
-            shape=shape,
-            chunks=(CHUNK, CHUNK),
-            dtype=np.uint32,
-            fill_value=0,
-            chunk_key_encoding={"name": "v2", "separator": "/"},
-        )
+    def __init__(self, array: zarr.Array, level: int):
+        self._array, self._level = array, level
         self._blocks = RowBlocks(CHUNK)
         self._checksums: list[int] = []
 
@@ -84,6 +69,27 @@ class _Level:
             columns = slice(left, left + CHUNK)
             self._array[top : top + len(rows), columns] = rows[:, columns]
         self._checksums.append(zlib.crc32(rows.data))
+
+
+def create_pyramid(path: pathlib.Path, info: PlaneInfo) -> list[zarr.Array]:
+    """Creates the folder with its metadata and an array a level, all background.
+
+    A folder that is there is replaced.
+    """
+    group = zarr.open_group(
+        str(path), mode="w", zarr_format=2, attributes=_attributes(info)
+    )
+    return [
+        group.create_array(
+            str(level),
+            shape=shape,
+            chunks=(CHUNK, CHUNK),
+            dtype=np.uint32,
+            fill_value=0,
+            chunk_key_encoding={"name": "v2", "separator": "/"},
+        )
+        for level, shape in enumerate(_level_shapes(info))
+    ]
 
 
 def _level_shapes(info: PlaneInfo) -> list[tuple[int, int]]:

@@ -7,7 +7,7 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -37,12 +37,16 @@ class TableWriter(Writer):
         self._rows.writerow(self._source.column_names())
 
     def _add_window(self, window: Window) -> None:
-        table = self._source.of(window).table
-        columns = [_format_column(name, column) for name, column in table.items()]
-        self._rows.writerows(zip(*columns, strict=True))
+        self._rows.writerows(format_rows(self._source.of(window).table))
 
     def _complete(self) -> None:
         self._file.close()
+
+
+def format_rows(table: Mapping[str, np.ndarray]) -> Iterator[tuple[Any, ...]]:
+    """Formats the columns of `measure_nuclei` as rows of a CSV file."""
+    columns = [_format_column(name, column) for name, column in table.items()]
+    return zip(*columns, strict=True)
 
 
 def _format_column(name: str, column: np.ndarray) -> list[Any]:
@@ -85,14 +89,28 @@ class SummaryWriter(Writer):
 
     def _complete(self) -> None:
         areas = np.concatenate([np.zeros(0), *self._areas])
-        summary = {
-            **summarize(self.info, areas),
-            "seconds": round(time.perf_counter() - self._started, 3),
-            "outputs": self._outputs,
-            "area_histogram": count_areas(areas),
-        }
-        text = json.dumps(summary, ensure_ascii=False, indent=1)
-        self._temporary.write_text(text + "\n", **TEXT)
+        text = format_summary(self.info, areas, self._outputs, started=self._started)
+        self._temporary.write_text(text, **TEXT)
+
+
+def format_summary(
+    info: PlaneInfo, areas: np.ndarray, outputs: Mapping[str, str], *, started: float
+) -> str:
+    """Writes the summary of an image as JSON.
+
+    Args:
+      info: Of the plane.
+      areas: Of each nucleus, as `summarize` takes them.
+      outputs: Product -> its file, relative to the output folder.
+      started: When work on the image began, by `time.perf_counter`.
+    """
+    summary = {
+        **summarize(info, areas),
+        "seconds": round(time.perf_counter() - started, 3),
+        "outputs": dict(outputs),
+        "area_histogram": count_areas(areas),
+    }
+    return json.dumps(summary, ensure_ascii=False, indent=1) + "\n"
 
 
 def summarize(info: PlaneInfo, areas: np.ndarray) -> dict[str, Any]:

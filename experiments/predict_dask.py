@@ -1,0 +1,144 @@
+"""Finds, counts and measures the nuclei in one large image, on a Dask cluster.
+
+    python -m experiments.predict_dask --input=SLIDE.zarr --output=results \\
+        [--scheduler=tcp://HOST:PORT]
+
+The image is an OME-Zarr, or any other that can be read by region. Blocks of it are the
+cluster's tasks. There is one label image, an OME-Zarr with ids unique over the image,
+and one table; results lie where those of `experiments.predict` would. Without a
+scheduler, processes on this machine do the work. Run again, it goes on where it
+stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import tqdm
+from absl import flags
+
+from experiments import flags as shared
+from experiments import results
+from experiments.device import describe_device
+from experiments.prediction import read_network, read_options, read_settings
+from nucseg_jax import pretrained
+from nucseg_jax.inference import outputs
+from nucseg_jax.inference.run import find_jobs
+
+shared.checkpoint(
+    "Folder of a trained run, or the name of a network that comes with the project; "
+    f"{pretrained.DEFAULT} if none is named.",
+    required=False,
+)
+_INPUT = shared.source("The image, where all workers can read it.")
+_OUTPUT = shared.output("Folder for the results, where all workers can write.")
+shared.mode()
+shared.threshold("Least probability of a nucleus's pixels; empty = as tuned.", "")
+shared.tta()
+shared.tile()
+shared.scale()
+shared.pixel_size("Micrometres a pixel; 0 = as the file says, if it does.")
+shared.channel()
+shared.axes()
+shared.max_pixels()
+_SCHEDULER = flags.DEFINE_string(
+    "scheduler",
+    "",
+    "Address of a Dask scheduler, tcp://HOST:PORT, or its scheduler file, *.json; "
+    "empty = processes on this machine.",
+)
+_NUM_WORKERS = flags.DEFINE_integer(
+    "num_workers", 1, "Processes on this machine, where no scheduler is named."
+)
+_BLOCK = flags.DEFINE_integer(
+    "block",
+    4096,
+    "Side of the blocks, pixels, a multiple of 512: smaller ones take less memory and "
+    "more time. Part of the result: ids follow the blocks.",
+)
+
+
+def main() -> None:
+    """Segments the image and tells."""
+    # Dask is an extra of the project.
+    try:
+        from nucseg_jax.inference import block_tasks, cluster
+    except ModuleNotFoundError as error:
+        if error.name != "distributed":
+            raise
+        raise ValueError("Dask is not installed: pip install distributed") from error
+    options = read_options(cluster.SAVE)
+    network = block_tasks.Network(**read_network())
+    folder = pathlib.Path(_OUTPUT.value)
+    results.check_settings(folder, read_settings() | {"block": _BLOCK.value})
+    outputs.remove_leftovers(folder)
+    with _connect() as client:
+        for job in find_jobs(os.path.abspath(_INPUT.value)):
+            outcome = cluster.segment_image(
+                client,
+                job,
+                network,
+                folder,
+                options,
+                side=_BLOCK.value,
+                tell_progress=Bars().show,
+            )
+            done = " (finished before)" if outcome.num_skipped else ""
+            print(f"{job.relative}: {outcome.num_nuclei:,} new nuclei{done}")
+    results.merge(folder)
+    print(f"-> {folder / 'nuclei.csv'}, summary.csv, report.html, labels_zarr")
+
+
+class Bars:
+    """A progress bar for each step of many tasks."""
+
+    def __init__(self):
+        self._bars: dict[str, tqdm.tqdm] = {}
+
+    def show(self, name: str, stage: str, done: int, total: int) -> None:
+        """Shows that `done` of `total` tasks of a step are done."""
+        if total == 1:
+            return
+        title = f"{name}: {stage}"
+        if title not in self._bars:
+            self._bars[title] = tqdm.tqdm(total=total, desc=title, unit="block")
+        bar = self._bars[title]
+        bar.update(done - bar.n)
+        if done == total:
+            self._bars.pop(title).close()
+
+
+@contextlib.contextmanager
+def _connect() -> Iterator[Any]:
+    """Joins the cluster, or starts one on this machine."""
+    from distributed import Client, LocalCluster
+
+    address = _SCHEDULER.value
+    with contextlib.ExitStack() as stack:
+        if address.endswith(".json"):
+            client = Client(scheduler_file=address)
+        elif address:
+            client = Client(address)
+        else:
+            # One thread a worker: JAX and OpenCV divide the work of a block themselves.
+            # Any free port: others on this machine may have a cluster, too.
+            local = LocalCluster(
+                n_workers=_NUM_WORKERS.value,
+                threads_per_worker=1,
+                dashboard_address="localhost:0",
+            )
+            client = Client(stack.enter_context(local))
+        stack.enter_context(client)
+        if not client.scheduler_info()["workers"]:
+            print("waiting for workers")
+            client.wait_for_workers(1)
+        print(f"a worker's {client.submit(describe_device).result()}")
+        yield client
+
+
+if __name__ == "__main__":
+    shared.run(main)

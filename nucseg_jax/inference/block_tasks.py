@@ -1,0 +1,324 @@
+"""What is done to one block of an image, in a process of its own.
+
+Every task reads pixels from the image and writes its results to files, all by path; its
+arguments and what it returns are small. It writes the same whenever it is repeated,
+only files of its own, and each whole or not at all: so a task may be repeated, also
+while an earlier try still runs somewhere.
+
+Files of a block in the scratch folder: `*.npy`, its own nuclei, int32 of its region,
+numbered from 1; `*.npz`, their measurements; `*.csv`, their rows of the final table.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import zarr
+
+from nucseg_jax import pretrained
+from nucseg_jax.checkpoints import restore_for_inference
+from nucseg_jax.data.intensity import intensity_range
+from nucseg_jax.data.planes import Plane, open_planes
+from nucseg_jax.files import TEXT, replacing
+from nucseg_jax.inference import contrast
+from nucseg_jax.inference.blocks import Block, Blocks, assemble, claim
+from nucseg_jax.inference.outputs.labels_zarr import CHUNK
+from nucseg_jax.inference.outputs.nuclei import Nuclei
+from nucseg_jax.inference.outputs.tables import format_rows
+from nucseg_jax.inference.predictor import Mode
+from nucseg_jax.inference.run import Job, Options, describe
+from nucseg_jax.inference.segmenter import Segmenter, choose_halo, make_segmenter
+from nucseg_jax.inference.streams import PlaneInfo, Window
+
+PYRAMID = "labels.zarr"
+_loading = threading.Lock()
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """What is told of a network, see `load_segmenter`; a process loads it once."""
+
+    checkpoint: str | None = None
+    mode: Mode = "accurate"
+    threshold: float | None = None
+    tta: int = 1
+    tile: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A plane, to be opened by path.
+
+    Attributes:
+      job: The file.
+      index: Which of its planes.
+      options: How to read it.
+    """
+
+    job: Job
+    index: int
+    options: Options
+
+
+@dataclasses.dataclass(frozen=True)
+class Description:
+    """What must be known of a plane before it is divided.
+
+    Attributes:
+      info: What outputs need to know.
+      suffix: Of the names of its results.
+      scale: By which the network sees it resized.
+      halo: Pixels around a block.
+      normalization: Of the network.
+      digest: Of the network.
+    """
+
+    info: PlaneInfo
+    suffix: str
+    scale: float
+    halo: int
+    normalization: str
+    digest: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What all tasks of a plane have in common.
+
+    Attributes:
+      source: The plane.
+      network: What finds its nuclei.
+      digest: Of the network that is meant.
+      info: What outputs need to know.
+      scale: By which the network sees it resized.
+      blocks: Where its blocks lie.
+      contrast: Of the whole plane.
+      scratch: Folder for the blocks' results, which all processes share.
+    """
+
+    source: Source
+    network: Network
+    digest: str
+    info: PlaneInfo
+    scale: float
+    blocks: Blocks
+    contrast: contrast.Contrast
+    scratch: pathlib.Path
+
+    def path(self, block: Block, suffix: str) -> pathlib.Path:
+        """Where a result of a block lies."""
+        return self.scratch / f"{block[0]:05}_{block[1]:05}{suffix}"
+
+
+def describe_planes(job: Job, options: Options, network: Network) -> list[Description]:
+    """Looks at the planes of a file.
+
+    Raises:
+      ImageError: If it cannot be read, or the network needs whole planes.
+      CheckpointError: If there is no readable network.
+    """
+    segmenter, digest = _load(network)
+    found = []
+    with _open(job, options) as planes:
+        for plane in planes:
+            segmenter.check_regions(plane)
+            scale = options.scale or segmenter.choose_scale(plane.pixel_size)
+            found.append(
+                Description(
+                    info=describe(job, plane, segmenter.targets),
+                    suffix=plane.suffix,
+                    scale=scale,
+                    halo=choose_halo(scale),
+                    normalization=segmenter.normalization,
+                    digest=digest,
+                )
+            )
+    return found
+
+
+def find_range(source: Source) -> tuple[float, float] | None:
+    """Finds which values of a plane are black and white, see `intensity_range`."""
+    with _open(source.job, source.options) as planes:
+        return intensity_range(planes[source.index])
+
+
+def count_values(
+    source: Source,
+    value_range: tuple[float, float] | None,
+    core: tuple[slice, slice],
+) -> np.ndarray:
+    """Counts the values of a part of a plane: int64 [256]."""
+    with _open(source.job, source.options) as planes:
+        look = contrast.colour_reader(planes[source.index], value_range)
+        return contrast.count_values(look, *core)
+
+
+def segment_block(work: Work, block: Block, before: Mapping[Block, int]) -> int:
+    """Finds the nuclei that are a block's own, and measures them.
+
+    Args:
+      work: Of the plane.
+      block: Which.
+      before: What this returned for its neighbours of earlier rounds, whose files are
+        read.
+
+    Returns:
+      How many there are. A block that has been finished is not done again.
+    """
+    if not work.path(block, ".npy").exists():
+        with _open(work.source.job, work.source.options) as planes:
+            plane = planes[work.source.index]
+            window = _find_nuclei(work, block, plane, list(before))
+        table: dict[str, Any] = Nuclei(window, work.info).table
+        with _writing(work.path(block, ".npz"), "wb") as file:
+            np.savez_compressed(file, **table)
+        with _writing(work.path(block, ".npy"), "wb") as file:
+            np.save(file, window.labels)
+    return len(load_table(work, block)["id"])
+
+
+def write_block(work: Work, block: Block, firsts: Mapping[Block, int]) -> None:
+    """Writes a block's core of the label image, and its rows of the table.
+
+    Args:
+      work: Of the plane, all of whose blocks are segmented.
+      block: Which.
+      firsts: What is added to ids, at least of the block and its neighbours.
+
+    Raises:
+      OSError: If it cannot be written, or reads back differently.
+    """
+    core, blocks = work.blocks.core(block), work.blocks
+    load = functools.partial(_load_labels, work)
+    labels = assemble(blocks, core, blocks.around(block), load, firsts)
+    _write_part(_open_level(work, 0), core, labels)
+    table = load_table(work, block)
+    table["id"] = table["id"] + firsts[block]
+    with _writing(work.path(block, ".csv"), "w", newline="", **TEXT) as file:
+        csv.writer(file, lineterminator="\n").writerows(format_rows(table))
+
+
+def shrink_part(work: Work, level: int, part: tuple[slice, slice]) -> None:
+    """Writes a part of a level: every second row and column of the one before.
+
+    Args:
+      work: Of the plane, whose level before is written.
+      level: From 1.
+      part: Rows and columns of the level; both begin at whole chunks.
+
+    Raises:
+      OSError: If it cannot be written, or reads back differently.
+    """
+    larger, array = _open_level(work, level - 1), _open_level(work, level)
+    rows, columns = part
+    doubled = slice(2 * columns.start, 2 * columns.stop)
+    for top in range(rows.start, rows.stop, CHUNK):
+        band = slice(top, min(top + CHUNK, rows.stop))
+        labels: Any = larger[2 * band.start : 2 * band.stop, doubled]
+        _write_part(array, (band, columns), labels[::2, ::2])
+
+
+def load_table(work: Work, block: Block) -> dict[str, np.ndarray]:
+    """Loads the measurements of a block's own nuclei, numbered from 1."""
+    with np.load(work.path(block, ".npz")) as columns:
+        return dict(columns)
+
+
+def _load(network: Network) -> tuple[Segmenter, str]:
+    # The lock, because the threads of a process begin at the same time.
+    with _loading:
+        return _load_once(network)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_once(network: Network) -> tuple[Segmenter, str]:
+    """Loads a network, and says by a SHA-256 which it is."""
+    folder = pretrained.resolve(network.checkpoint)
+    model, variables, config = restore_for_inference(folder)
+    segmenter = make_segmenter(
+        model,
+        variables,
+        config,
+        mode=network.mode,
+        threshold=network.threshold,
+        tta=network.tta,
+        tile=network.tile,
+    )
+    digest = hashlib.sha256(json.dumps(config.to_dict()).encode())
+    for leaf in jax.tree.leaves(variables):
+        digest.update(np.asarray(leaf).tobytes())
+    return segmenter, digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _open(job: Job, options: Options) -> Iterator[list[Plane]]:
+    with open_planes(
+        job.image,
+        channel=options.channel,
+        axes=options.axes,
+        max_pixels=options.max_pixels,
+    ) as planes:
+        size = options.pixel_size
+        if size is not None:
+            planes = [dataclasses.replace(p, pixel_size=size) for p in planes]
+        yield planes
+
+
+def _find_nuclei(work: Work, block: Block, plane: Plane, before: list[Block]) -> Window:
+    """Predicts and decodes a block, and keeps what is its own."""
+    segmenter, digest = _load(work.network)
+    if digest != work.digest:
+        name = work.network.checkpoint or pretrained.DEFAULT
+        raise ValueError(f"{name}: is another network on {socket.gethostname()}")
+    blocks = work.blocks
+    rows, columns = region = blocks.region(block)
+    probs = segmenter.predict_region(
+        plane, rows, columns, work.contrast, longest=blocks.longest, scale=work.scale
+    )
+    labels = segmenter.decode(probs, scale=work.scale)
+    load = functools.partial(_load_labels, work)
+    known = assemble(blocks, region, before, load, dict.fromkeys(before, 0))
+    return Window(
+        top=rows.start,
+        left=columns.start,
+        labels=claim(blocks, block, labels, known),
+        probs=probs,
+        pixels=plane.read(rows, columns),
+    )
+
+
+def _load_labels(work: Work, block: Block) -> np.ndarray:
+    """Maps a block's own nuclei into memory: only what is looked at is read."""
+    return np.load(work.path(block, ".npy"), mmap_mode="r")
+
+
+def _open_level(work: Work, level: int) -> zarr.Array:
+    path = work.scratch / PYRAMID / str(level)
+    return zarr.open_array(str(path), mode="r+")
+
+
+def _write_part(
+    array: zarr.Array, part: tuple[slice, slice], labels: np.ndarray
+) -> None:
+    array[part] = labels
+    if not np.array_equal(np.asarray(array[part]), labels):
+        raise OSError(f"{array.store_path}: reads back differently")
+
+
+@contextlib.contextmanager
+def _writing(path: pathlib.Path, mode: str, **options: Any) -> Iterator[Any]:
+    """Opens a file that appears whole."""
+    with replacing(path) as temporary, open(temporary, mode, **options) as file:
+        yield file

@@ -1,0 +1,265 @@
+"""One large image on a Dask cluster: its blocks are tasks, its label image is one.
+
+The scheduler sees no pixel: tasks read and write by path, so all workers need the
+image, the network and the output folder under the same names. What a block must know of
+its neighbours (`blocks`) orders the tasks; when and where each is done changes nothing
+in the result. Results of blocks are kept in a scratch folder until all are done: after
+a break, the same call goes on with what is there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import time
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any, TypeVar
+
+import distributed
+import numpy as np
+
+import nucseg_jax
+from nucseg_jax import files
+from nucseg_jax.inference import block_tasks, outputs
+from nucseg_jax.inference.block_tasks import Description, Network, Source, Work
+from nucseg_jax.inference.blocks import Block, Blocks, number_blocks, round_of
+from nucseg_jax.inference.contrast import Contrast, make_contrast
+from nucseg_jax.inference.outputs.labels_zarr import CHUNK, create_pyramid
+from nucseg_jax.inference.outputs.nuclei import NucleiSource
+from nucseg_jax.inference.outputs.summaries import summary_path
+from nucseg_jax.inference.outputs.tables import format_summary
+from nucseg_jax.inference.run import Job, Options, Outcome, is_done
+
+SAVE = ("labels_zarr", "table")
+_SCRATCH = "blocks"
+_PLAN = "plan.json"
+Key = TypeVar("Key", bound=Hashable)
+# Name of a plane, what is done, how many of how many tasks are.
+TellProgress = Callable[[str, str, int, int], None]
+
+
+class ClusterError(OSError):
+    """The cluster cannot do its work."""
+
+
+def segment_image(
+    client: distributed.Client,
+    job: Job,
+    network: Network,
+    output: str | os.PathLike,
+    options: Options,
+    *,
+    side: int = 4096,
+    tell_progress: TellProgress = lambda name, stage, done, total: None,
+) -> Outcome:
+    """Segments an image and writes its labels and its table; finished ones are skipped.
+
+    Args:
+      client: Of the cluster.
+      job: The image, by an absolute path; see `run.find_jobs`.
+      network: What finds the nuclei; a folder by an absolute path.
+      output: Folder for the results, which all workers can write to.
+      options: How to read it; what they say to save is `SAVE`.
+      side: Of a block, pixels; a multiple of `labels_zarr.CHUNK`.
+      tell_progress: Called after each task.
+
+    Raises:
+      ValueError: If blocks cannot be of that size.
+      ImageError: If it cannot be read, or the network needs it as a whole.
+      CheckpointError: If there is no readable network.
+      OSError: If results cannot be written, or workers died again and again.
+    """
+    if side % CHUNK:
+        raise ValueError(
+            f"blocks of {side} pixels: the side must be a multiple of {CHUNK}"
+        )
+    run = _Run(client, network, pathlib.Path(output).absolute(), side, tell_progress)
+    options = dataclasses.replace(options, save=SAVE)
+    planes = run.do(job, block_tasks.describe_planes, job, options, network)
+    outcome = Outcome(job)
+    for index, plane in enumerate(planes):
+        name = job.name.with_name(job.name.name + plane.suffix)
+        if is_done(run.output, name, job, options):
+            outcome = dataclasses.replace(outcome, num_skipped=outcome.num_skipped + 1)
+            continue
+        count = run.segment_plane(Source(job, index, options), plane, name)
+        outcome = dataclasses.replace(
+            outcome,
+            num_planes=outcome.num_planes + 1,
+            num_nuclei=outcome.num_nuclei + count,
+        )
+    return outcome
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """What all planes of a run share."""
+
+    client: distributed.Client
+    network: Network
+    output: pathlib.Path
+    side: int
+    tell_progress: TellProgress
+
+    def segment_plane(
+        self, source: Source, plane: Description, name: pathlib.PurePath
+    ) -> int:
+        """Segments a plane and writes its products; returns the number of nuclei."""
+        started = time.perf_counter()
+        work = self.plan(source, plane, self.output / _SCRATCH / name)
+        _start_scratch(work)
+        counts = self.segment_blocks(work)
+        self.write_blocks(work, number_blocks(counts))
+        _publish(work, self.output, name, started=started)
+        files.remove(work.scratch)
+        # The folders above it, as far as they are empty.
+        with contextlib.suppress(OSError):
+            os.removedirs(work.scratch.parent)
+        return sum(counts.values())
+
+    def plan(self, source: Source, plane: Description, scratch: pathlib.Path) -> Work:
+        """Divides a plane, and finds what its values become."""
+        info = plane.info
+        blocks = Blocks(info.height, info.width, self.side, plane.halo)
+        return Work(
+            source=source,
+            network=self.network,
+            digest=plane.digest,
+            info=info,
+            scale=plane.scale,
+            blocks=blocks,
+            contrast=self.measure_contrast(source, plane, blocks),
+            scratch=scratch,
+        )
+
+    def measure_contrast(
+        self, source: Source, plane: Description, blocks: Blocks
+    ) -> Contrast:
+        """Finds what values become, over the whole plane."""
+        value_range = self.do(source.job, block_tasks.find_range, source)
+        if plane.normalization == "none":
+            return Contrast(value_range)
+        tasks = {
+            block: self.submit(
+                block_tasks.count_values, source, value_range, blocks.core(block)
+            )
+            for block in blocks.places
+        }
+        counts = self.gather(tasks, plane.info.name, "contrast")
+        total = np.sum(list(counts.values()), axis=0)
+        return make_contrast(value_range, total, plane.normalization)
+
+    def segment_blocks(self, work: Work) -> dict[Block, int]:
+        """Finds the nuclei of all blocks; returns how many each has."""
+        tasks: dict[Block, distributed.Future] = {}
+        for block in sorted(work.blocks.places, key=round_of):
+            before = {place: tasks[place] for place in work.blocks.before(block)}
+            tasks[block] = self.submit(block_tasks.segment_block, work, block, before)
+        return self.gather(tasks, work.info.name, "segmenting")
+
+    def write_blocks(self, work: Work, firsts: Mapping[Block, int]) -> None:
+        """Writes the label image level by level, and the rows of the table."""
+        arrays = create_pyramid(work.scratch / block_tasks.PYRAMID, work.info)
+        tasks = {}
+        for block in work.blocks.places:
+            around = {place: firsts[place] for place in work.blocks.around(block)}
+            tasks[block] = self.submit(block_tasks.write_block, work, block, around)
+        self.gather(tasks, work.info.name, "writing")
+        for level, array in enumerate(arrays[1:], start=1):
+            parts = Blocks(*array.shape, side=self.side, halo=0)
+            tasks = {
+                place: self.submit(
+                    block_tasks.shrink_part, work, level, parts.core(place)
+                )
+                for place in parts.places
+            }
+            self.gather(tasks, work.info.name, f"level {level}")
+
+    def submit(self, task: Callable, *args: Any) -> distributed.Future:
+        """Sends a task off. Not pure: files that it wrote once may be gone by now."""
+        return self.client.submit(task, *args, pure=False)
+
+    def do(self, job: Job, task: Callable, *args: Any) -> Any:
+        """Does one task and returns its result."""
+        tasks = {job: self.submit(task, *args)}
+        return self.gather(tasks, job.relative.as_posix(), "reading")[job]
+
+    def gather(
+        self, tasks: Mapping[Key, distributed.Future], name: str, stage: str
+    ) -> dict[Key, Any]:
+        """Waits for tasks; the first error ends them all."""
+        keys = {future.key: key for key, future in tasks.items()}
+        results = {}
+        try:
+            for future, result in distributed.as_completed(
+                tasks.values(), with_results=True
+            ):
+                results[keys[future.key]] = result
+                self.tell_progress(name, stage, len(results), len(tasks))
+        except distributed.KilledWorker as error:
+            raise ClusterError(
+                "workers died at the same task again and again, maybe for lack of "
+                f"memory: see their logs, or take smaller blocks ({error})"
+            ) from error
+        finally:
+            self.client.cancel(list(tasks.values()))
+        return results
+
+
+def _start_scratch(work: Work) -> None:
+    """Makes the folder of blocks; what another plan has left there is removed."""
+    told = {
+        "work": dataclasses.asdict(work),
+        "image_changed": work.source.job.image.stat().st_mtime,
+        "version": nucseg_jax.__version__,
+    }
+    plan, text = work.scratch / _PLAN, json.dumps(told, default=str)
+    if plan.is_file() and plan.read_text(**files.TEXT) == text:
+        return
+    files.remove(work.scratch)
+    with files.replacing(plan) as temporary:
+        temporary.write_text(text, **files.TEXT)
+
+
+def _publish(
+    work: Work, output: pathlib.Path, name: pathlib.PurePath, *, started: float
+) -> None:
+    """Gives the finished files their names, the summary last: it says "done"."""
+    products = {product.name: product for product in outputs.PRODUCTS}
+    paths = {kind: products[kind].path(output, name, work.info) for kind in SAVE}
+    told = {kind: path.relative_to(output).as_posix() for kind, path in paths.items()}
+    summary = summary_path(output, name)
+    files.remove(summary)
+    _move(work.scratch / block_tasks.PYRAMID, paths["labels_zarr"])
+    areas = _join_tables(work, paths["table"])
+    with files.replacing(summary) as temporary:
+        text = format_summary(work.info, areas, told, started=started)
+        temporary.write_text(text, **files.TEXT)
+
+
+def _move(folder: pathlib.Path, path: pathlib.Path) -> None:
+    with files.naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.remove(path)
+        os.replace(folder, path)
+
+
+def _join_tables(work: Work, path: pathlib.Path) -> np.ndarray:
+    """Writes the table of all blocks; returns the areas of all nuclei."""
+    areas = [np.zeros(0)]
+    with (
+        files.replacing(path) as temporary,
+        open(temporary, "w", newline="", **files.TEXT) as table,
+    ):
+        header = NucleiSource(work.info).column_names()
+        csv.writer(table, lineterminator="\n").writerow(header)
+        for block in work.blocks.places:
+            with open(work.path(block, ".csv"), newline="", **files.TEXT) as rows:
+                shutil.copyfileobj(rows, table)
+            areas.append(block_tasks.load_table(work, block)["area"])
+    return np.concatenate(areas)
