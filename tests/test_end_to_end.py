@@ -317,7 +317,7 @@ def test_bad_settings_are_one_line(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "program", ["train", "evaluate", "predict", "prepare", "merge"]
+    "program", ["train", "evaluate", "predict", "predict_dask", "prepare", "merge"]
 )
 def test_help_tells_what_the_program_does_and_takes(program):
     text = run(program, "--help").stdout
@@ -326,6 +326,7 @@ def test_help_tells_what_the_program_does_and_takes(program):
         "train": "--workdir",
         "evaluate": "--checkpoint",
         "predict": "--input",
+        "predict_dask": "--scheduler",
         "prepare": "--output",
         "merge": "--output",
     }
