@@ -21,6 +21,7 @@ from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization
 
@@ -199,28 +200,42 @@ def export_for_inference(
       target: Folder for the result, of the same layout; must not exist.
 
     Raises:
-      CheckpointError: If there is no checkpoint, or `target` exists.
+      CheckpointError: If there is no checkpoint, `target` exists, or a parameter is
+        too large for float16.
     """
     if pathlib.Path(target).exists():
         raise CheckpointError(f"{target}: exists; delete it or name another folder")
     _, variables, config = restore_for_inference(directory)
-    halved = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), variables["params"])
-    variables = {**variables, "params": halved}
+    variables = {**variables, "params": _halve(variables["params"])}
     with _open_for_reading(directory) as manager:
         step = _choose_step(manager, "best")
         metrics = manager.metrics(step)
-    with contextlib.closing(Checkpoints(target)) as exported:
-        exported.save(
-            step,
-            {"ema": variables} if config.train.ema_decay else variables,
-            config=without_paths(config),
-            position={},
-            metrics=metrics,
-        )
-    # They mark complete checkpoints in stores without renaming, by their full path.
-    for mark in pathlib.Path(target).rglob("commit_success.txt"):
-        mark.unlink()
-    write_decoding(target, config.decoding)
+    with replacing(pathlib.Path(target)) as temporary:
+        with contextlib.closing(Checkpoints(temporary)) as exported:
+            exported.save(
+                step,
+                {"ema": variables} if config.train.ema_decay else variables,
+                config=without_paths(config),
+                position={},
+                metrics=metrics,
+            )
+        # They mark complete checkpoints in stores without renaming, by their full path.
+        for mark in temporary.rglob("commit_success.txt"):
+            mark.unlink()
+        write_decoding(temporary, config.decoding)
+
+
+def _halve(params: Any) -> Any:
+    """Brings parameters to float16, whose largest number is 65,504."""
+    halved = jax.tree.map(lambda leaf: leaf.astype(jnp.float16), params)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(halved):
+        if not np.isfinite(leaf).all():
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            raise CheckpointError(
+                f"{name}: has values above 65,504, too large for half precision; this "
+                "network cannot be exported"
+            )
+    return halved
 
 
 def without_paths(config: Config) -> Config:

@@ -26,7 +26,7 @@ TEXT: _Text = {"encoding": "utf-8", "errors": "surrogateescape"}
 
 @contextlib.contextmanager
 def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a temporary file to write, which takes the name `path` at the end.
+    """Gives a temporary file or folder to write; at the end it takes the name `path`.
 
     Folders are created. After an error nothing is left behind, and a file that was
     there before stays.
@@ -41,7 +41,7 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
             yield temporary
             os.replace(temporary, path)
         finally:
-            temporary.unlink(missing_ok=True)
+            remove(temporary)
 
 
 def temporary_path(path: pathlib.Path) -> pathlib.Path:

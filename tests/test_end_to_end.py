@@ -75,6 +75,24 @@ def test_training_goes_on_where_it_stopped(trained):
     assert [float(row["epoch"]) for row in history(folder / "run")] == [0, 1, 2]
 
 
+def test_what_cannot_be_learned_from_is_named(trained, tmp_path):
+    folder, _, _ = trained
+    result = run(
+        "train",
+        f"--workdir={tmp_path / 'run'}",
+        f"--data_dir={folder / 'data'}",
+        *SETTINGS,
+        "--learning_rate=1e30",
+        "--max_skipped=2",
+        "--num_epochs=1",
+    )
+    assert result.returncode == 1
+    told = result.stderr.splitlines()[-1]
+    assert "not finite for more than 2 batches in a row" in told
+    files = told.partition("The last batch: ")[2].split(", ")
+    assert len(files) == 4 and all(pathlib.Path(name).is_file() for name in files)
+
+
 def test_other_settings_are_refused_on_the_same_workdir(trained):
     folder, _, _ = trained
     result = run(

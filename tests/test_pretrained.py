@@ -86,6 +86,28 @@ def test_export_never_replaces(exported):
         ckpt.export_for_inference(folder.parent / "run", folder)
 
 
+def test_export_refuses_what_half_precision_cannot_hold(tmp_path):
+    state = create_state()
+    params = dict(state.params) | {
+        "head_1": jax.tree.map(lambda leaf: leaf + 1e5, state.params["head_1"])
+    }
+    save(tmp_path / "run", state.replace(params=params), step=3, iou=0.7)
+    with pytest.raises(ckpt.CheckpointError, match="head_1/.*too large for half"):
+        ckpt.export_for_inference(tmp_path / "run", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_an_export_that_fails_leaves_nothing(exported, monkeypatch):
+    def fail(*args):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(ckpt, "write_decoding", fail)
+    run = exported[1].parent / "run"
+    with pytest.raises(OSError, match="disk full"):
+        ckpt.export_for_inference(run, run.parent / "other")
+    assert sorted(path.name for path in run.parent.iterdir()) == ["out", "run"]
+
+
 def files_of(folder):
     return sorted(p for p in folder.rglob("*") if p.is_file() and "SHA" not in p.name)
 

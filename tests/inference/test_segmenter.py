@@ -439,3 +439,13 @@ def test_resized_squares_of_any_size_are_one_tile(network, size):
     segment = Segmenter(network, config, depth=5, tile=64)
     assert segment.predict(np.zeros((40, 50, 3), np.float32)).shape == (40, 50, 1)
     assert network.seen[0].shape == (1, *[-(-size // 16) * 16] * 2, 3)
+
+
+def test_tiles_are_larger_for_narrow_networks():
+    sides = {width: segmenter_module._choose_tile(width) for width in (8, 16, 32, 64)}
+    assert sides == {8: 1536, 16: 1536, 32: 1152, 64: 1024}
+
+
+def test_a_tile_that_is_no_multiple_is_refused():
+    with pytest.raises(ValueError, match="tile is 100; it must be a multiple of 64"):
+        Segmenter(lambda image: image, DataConfig(framing="crop"), tile=100)
