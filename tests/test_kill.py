@@ -107,16 +107,35 @@ def assert_same_end(folder, first, second):
 
 
 def shared_memory():
-    """Blocks of shared memory, those of tests in other processes too."""
-    return set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()
+    """Blocks of shared memory, those of all other programs too: names and inodes."""
+    if not os.path.isdir("/dev/shm"):
+        return {}
+    return {entry.name: entry.inode() for entry in os.scandir("/dev/shm")}
 
 
-def assert_freed(before):
-    """Nothing of ours is left; other tests have blocks that come and go."""
+def blocks_of_others(session):
+    """Inodes of the blocks that living processes of other sessions have mapped."""
+    blocks = set()
+    for process in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # It ended meanwhile.
+            if os.getsid(int(process.name)) != session:
+                maps = (process / "maps").read_text().splitlines()
+                blocks |= {int(line.split()[4]) for line in maps if "/dev/shm/" in line}
+    return blocks
+
+
+def assert_freed(before, training):
+    """Nothing of this training is left; other programs may train at the same time."""
+
+    def left():
+        new = {n: i for n, i in shared_memory().items() if n not in before}
+        others = blocks_of_others(training.process.pid) if new else ()
+        return [name for name, inode in new.items() if inode not in others]
+
     end = time.monotonic() + 20
-    while shared_memory() - before and time.monotonic() < end:
-        time.sleep(0.02)
-    assert shared_memory() <= before
+    while left() and time.monotonic() < end:
+        time.sleep(0.2)
+    assert not left()
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +164,7 @@ def test_a_signal_to_all_processes_saves_within_seconds(folder, signum, code, wo
     assert f"stopped by {signum.name}; the same command goes on" in output
     (step,) = os.listdir(folder / name / "interrupted")
     assert int(step) > 0
-    assert_freed(before)
+    assert_freed(before, training)
 
 
 def test_stopped_and_started_again_is_as_if_nothing_was(folder):
@@ -180,7 +199,7 @@ def test_loading_processes_follow_a_killed_run(folder):
     while time.monotonic() < end and group(pgid):
         time.sleep(0.1)
     assert not group(pgid)
-    assert_freed(before)
+    assert_freed(before, training)
 
 
 def group(pgid):

@@ -38,8 +38,9 @@ class Devices:
         self.is_writer = self.shard[0] == 0
         self._mesh = None
         if jax.device_count() > 1:
-            axes = {"axis_shapes": (jax.device_count(),), "axis_names": (BATCH_AXIS,)}
-            self._mesh = jax.make_mesh(**axes, axis_types=(AxisType.Auto,))
+            # By position: jax 0.12 has another name for the first argument than 0.10.
+            shape, axes = (jax.device_count(),), (BATCH_AXIS,)
+            self._mesh = jax.make_mesh(shape, axes, axis_types=(AxisType.Auto,))
             self._divided = NamedSharding(self._mesh, PartitionSpec(BATCH_AXIS))
             self._whole = NamedSharding(self._mesh, PartitionSpec())
 

@@ -224,8 +224,8 @@ def test_a_megapixel_with_a_thousand_nuclei_takes_milliseconds():
     assert table.true_ids.size == 1024
 
     def elapsed():
-        start = time.perf_counter()
+        start = time.thread_time()  # Other programs may keep the cores busy.
         count_matches(overlap_table(true_labels, pred_labels), THRESHOLDS)
-        return time.perf_counter() - start
+        return time.thread_time() - start
 
     assert min(elapsed() for _ in range(7)) < 0.05

@@ -26,6 +26,7 @@ def bins_of(areas):
         charts.draw_areas(bins_of(np.geomspace(1, 1e6, 5000)), "µm²"),
         charts.draw_areas(bins_of([0.02, 0.3]), "µm²"),
     ],
+    ids=range(7),  # Matplotlib may name parts of a picture by chance.
 )
 def test_a_chart_is_one_svg_element_in_the_colours_of_the_page(svg):
     root = ET.fromstring(svg)
