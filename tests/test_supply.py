@@ -30,7 +30,8 @@ def locked_versions(text: str) -> dict[str, list[str]]:
 def test_locks_hold_what_pyproject_allows(suffix):
     text = (ROOT / f"requirements{suffix}.lock").read_text(encoding="utf-8")
     versions = locked_versions(text)
-    for line in PROJECT["dependencies"] + EXTRAS["dev"] + EXTRAS[LOCKS[suffix]]:
+    named = EXTRAS["dev"] + EXTRAS["dask"] + EXTRAS[LOCKS[suffix]]
+    for line in PROJECT["dependencies"] + named:
         requirement = Requirement(line)
         locked = versions.get(canonicalize_name(requirement.name), [])
         assert locked, f"make lock UPGRADE=: {requirement.name} is not locked"
