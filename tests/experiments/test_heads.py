@@ -1,17 +1,20 @@
 """Every head of a network by itself: in numbers, as a figure and as a table."""
 
+import dataclasses
 import json
 
 import PIL.Image
 
 from experiments import tables
-from tests.helpers import write_disc_dataset
+from nucseg_jax.config import ModelConfig
+from tests.helpers import TINY_FEATURES, write_disc_dataset
 from tests.test_checkpoints import CONFIG, create_state, save
 
 
 def test_each_head_is_scored_timed_and_drawn(load_program, tmp_path, monkeypatch):
     write_disc_dataset(tmp_path / "data", num_images=4, side=24)
-    save(tmp_path / "run", create_state(), step=1, iou=0.5)
+    config = dataclasses.replace(CONFIG, model=ModelConfig(features=TINY_FEATURES))
+    save(tmp_path / "run", create_state(config), step=1, iou=0.5, config=config)
     program = load_program(
         "heads",
         f"--checkpoint={tmp_path / 'run'}",
@@ -22,7 +25,7 @@ def test_each_head_is_scored_timed_and_drawn(load_program, tmp_path, monkeypatch
     program.main()
     result = json.loads((tmp_path / "heads_tiny.json").read_text())
     rows = result["rows"]
-    depth = len(CONFIG.model.features)
+    depth = len(TINY_FEATURES)
     assert [row["head"] for row in rows] == [*range(1, depth), 0]
     sizes = [row["parameters"] for row in rows]
     assert sizes == sorted(set(sizes))
