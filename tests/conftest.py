@@ -36,6 +36,11 @@ def parsed_flags():
 
 
 def pytest_collection_modifyitems(items):
-    """Begins with tests of whole programs: of two processes, none is to end late."""
+    """Begins with whole programs, then what compiles: no process is to end late."""
     here = pathlib.Path(__file__).parent
-    items.sort(key=lambda item: item.path.parent not in (here, here / "experiments"))
+    slow = [here, here / "experiments", here / "training", here / "network"]
+    items.sort(
+        key=lambda item: (
+            slow.index(item.path.parent) if item.path.parent in slow else len(slow)
+        )
+    )
