@@ -30,7 +30,7 @@ import zarr
 from nucseg_jax import pretrained
 from nucseg_jax.checkpoints import restore_for_inference
 from nucseg_jax.data.intensity import intensity_range
-from nucseg_jax.data.planes import Plane, open_planes
+from nucseg_jax.data.planes import Plane
 from nucseg_jax.files import TEXT, replacing
 from nucseg_jax.inference import contrast
 from nucseg_jax.inference.blocks import Block, Blocks, assemble, claim
@@ -38,7 +38,7 @@ from nucseg_jax.inference.outputs.labels_zarr import CHUNK
 from nucseg_jax.inference.outputs.nuclei import Nuclei
 from nucseg_jax.inference.outputs.tables import format_rows
 from nucseg_jax.inference.predictor import Mode
-from nucseg_jax.inference.run import Job, Options, describe
+from nucseg_jax.inference.run import Job, Options, describe, open_job
 from nucseg_jax.inference.segmenter import Segmenter, choose_halo, make_segmenter
 from nucseg_jax.inference.streams import PlaneInfo, Window
 
@@ -131,7 +131,7 @@ def describe_planes(job: Job, options: Options, network: Network) -> list[Descri
     """
     segmenter, digest = _load(network)
     found = []
-    with _open(job, options) as planes:
+    with open_job(job, options) as planes:
         for plane in planes:
             segmenter.check_regions(plane)
             scale = options.scale or segmenter.choose_scale(plane.pixel_size)
@@ -150,7 +150,7 @@ def describe_planes(job: Job, options: Options, network: Network) -> list[Descri
 
 def find_range(source: Source) -> tuple[float, float] | None:
     """Finds which values of a plane are black and white, see `intensity_range`."""
-    with _open(source.job, source.options) as planes:
+    with open_job(source.job, source.options) as planes:
         return intensity_range(planes[source.index])
 
 
@@ -160,7 +160,7 @@ def count_values(
     core: tuple[slice, slice],
 ) -> np.ndarray:
     """Counts the values of a part of a plane: int64 [256]."""
-    with _open(source.job, source.options) as planes:
+    with open_job(source.job, source.options) as planes:
         look = contrast.colour_reader(planes[source.index], value_range)
         return contrast.count_values(look, *core)
 
@@ -178,7 +178,7 @@ def segment_block(work: Work, block: Block, before: Mapping[Block, int]) -> int:
       How many there are. A block that has been finished is not done again.
     """
     if not work.path(block, ".npy").exists():
-        with _open(work.source.job, work.source.options) as planes:
+        with open_job(work.source.job, work.source.options) as planes:
             plane = planes[work.source.index]
             window = _find_nuclei(work, block, plane, list(before))
         table: dict[str, Any] = Nuclei(window, work.info).table
@@ -260,20 +260,6 @@ def _load_once(network: Network) -> tuple[Segmenter, str]:
     for leaf in jax.tree.leaves(variables):
         digest.update(np.asarray(leaf).tobytes())
     return segmenter, digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _open(job: Job, options: Options) -> Iterator[list[Plane]]:
-    with open_planes(
-        job.image,
-        channel=options.channel,
-        axes=options.axes,
-        max_pixels=options.max_pixels,
-    ) as planes:
-        size = options.pixel_size
-        if size is not None:
-            planes = [dataclasses.replace(p, pixel_size=size) for p in planes]
-        yield planes
 
 
 def _find_nuclei(work: Work, block: Block, plane: Plane, before: list[Block]) -> Window:

@@ -195,14 +195,8 @@ class _Run:
     def segment_file(self, job: Job) -> Outcome:
         """Segments all planes of a file that are not finished."""
         outcome = Outcome(job)
-        options = self._options
         try:
-            with open_planes(
-                job.image,
-                channel=options.channel,
-                axes=options.axes,
-                max_pixels=options.max_pixels,
-            ) as planes:
+            with open_job(job, self._options) as planes:
                 for plane in planes:
                     outcome = self._count_plane(outcome, plane)
         except ImageError as error:
@@ -230,8 +224,6 @@ class _Run:
 
     def _segment_plane(self, job: Job, plane: Plane, name: pathlib.PurePath) -> int:
         """Segments a plane and writes its products; returns the number of nuclei."""
-        if self._options.pixel_size is not None:
-            plane = dataclasses.replace(plane, pixel_size=self._options.pixel_size)
         scale = self._options.scale or self._segmenter.choose_scale(plane.pixel_size)
         info = describe(job, plane, self._segmenter.targets)
         count, started = 0, time.perf_counter()
@@ -250,6 +242,21 @@ class _Run:
                 else:
                     writers.add_band(item)
         return count
+
+
+@contextlib.contextmanager
+def open_job(job: Job, options: Options) -> Iterator[list[Plane]]:
+    """Opens the planes of a file as the options say; see `open_planes`."""
+    with open_planes(
+        job.image,
+        channel=options.channel,
+        axes=options.axes,
+        max_pixels=options.max_pixels,
+    ) as planes:
+        size = options.pixel_size
+        if size is not None:
+            planes = [dataclasses.replace(p, pixel_size=size) for p in planes]
+        yield planes
 
 
 def describe(job: Job, plane: Plane, targets: tuple[str, ...]) -> PlaneInfo:
