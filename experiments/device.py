@@ -76,7 +76,10 @@ def _processor() -> str:
 def _kernels() -> str:
     """Says whose convolutions a CPU runs, and why if they are the slower ones."""
     reason = onednn.why_not()
-    return f"convolutions by XLA: {reason}" if reason else "float32 by oneDNN"
+    if reason:
+        return f"convolutions by XLA: {reason}"
+    fast = filter(onednn.supports, ("float32", "bfloat16"))
+    return f"{' and '.join(fast)} by oneDNN"
 
 
 def idle_gpu() -> str:

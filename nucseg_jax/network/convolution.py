@@ -101,18 +101,29 @@ def _backward(
     residuals: tuple[Arrays, Array], grad: Array
 ) -> tuple[Arrays, Array, Array]:
     inputs, kernel = residuals
+    compute = over_batch(_gradients, with_sums=True)
+    input_grads, (kernel_grad, bias_grad) = compute((inputs, grad), kernel)
+    return input_grads, kernel_grad.astype(grad.dtype), bias_grad.astype(grad.dtype)
+
+
+_convolve_on_cpu.defvjp(_forward, _backward)
+
+
+def _gradients(
+    inputs_and_grad: tuple[Arrays, Array], kernel: Array
+) -> tuple[Arrays, tuple[Array, Array]]:
+    """Gradients of the inputs, and of kernel and bias in float32."""
+    inputs, grad = inputs_and_grad
+    if onednn.supports_gradients(str(grad.dtype)):
+        return onednn.gradients(inputs, kernel, grad)
     # The gradient of an input is a convolution with its kernel turned by 180 degrees.
     turned = kernel[::-1, ::-1]
     input_grads = tuple(
         _convolve_one(grad, part.swapaxes(2, 3))
         for part in _split_kernel(turned, inputs)
     )
-    bias_grad = jnp.sum(grad, axis=(0, 1, 2), dtype=jnp.float32).astype(grad.dtype)
-    of_kernel = over_batch(lambda x, _: products.kernel_gradient(*x), summed=True)
-    return input_grads, of_kernel((inputs, grad), ()), bias_grad
-
-
-_convolve_on_cpu.defvjp(_forward, _backward)
+    bias_grad = jnp.sum(grad, axis=(0, 1, 2), dtype=jnp.float32)
+    return input_grads, (products.kernel_gradient(inputs, grad), bias_grad)
 
 
 def _split_kernel(kernel: Array, inputs: Arrays) -> Sequence[Array]:
@@ -123,9 +134,7 @@ def _split_kernel(kernel: Array, inputs: Arrays) -> Sequence[Array]:
 
 def _convolve_one(image: Array, kernel: Array) -> Array:
     if onednn.supports(str(kernel.dtype)):
-        no_bias = jnp.zeros_like(kernel[0, 0, 0])
-        call = over_batch(lambda x, p: onednn.convolve([x], *p))
-        return call(image, (kernel, no_bias))
+        return onednn.convolve([image], kernel, jnp.zeros_like(kernel[0, 0, 0]))
     return _convolve_by_xla(image, kernel)
 
 

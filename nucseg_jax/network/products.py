@@ -48,14 +48,12 @@ def kernel_gradient(inputs: Arrays, grad: Array) -> Array:
       grad: Gradient of the convolution's result, [B, H, W, F].
 
     Returns:
-      [3, 3, sum of C_k, F], of the inputs' dtype, summed in float32.
+      [3, 3, sum of C_k, F], float32.
     """
     if grad.shape[-1] <= sum(x.shape[-1] for x in inputs):
         # Shifting the gradient one way is shifting the inputs the other way.
-        sums = _sum_of_products(grad, inputs)[::-1, ::-1].swapaxes(2, 3)
-    else:
-        sums = _sum_of_products(jnp.concatenate(inputs, axis=-1), (grad,))
-    return sums.astype(grad.dtype)
+        return _sum_of_products(grad, inputs)[::-1, ::-1].swapaxes(2, 3)
+    return _sum_of_products(jnp.concatenate(inputs, axis=-1), (grad,))
 
 
 def _sum_of_products(shifted: Array, fixed: Arrays) -> Array:

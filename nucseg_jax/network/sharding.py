@@ -18,13 +18,14 @@ BATCH_AXIS = "batch"
 
 
 def over_batch(
-    function: Callable[[Any, Any], jax.Array], *, summed: bool = False
-) -> Callable[[Any, Any], jax.Array]:
+    function: Callable[[Any, Any], Any], *, with_sums: bool = False
+) -> Callable[[Any, Any], Any]:
     """Makes `function(batched, whole)` run on each device's own part of the batch.
 
     Args:
       function: Of a pytree of arrays [B, ...] and one of arrays that all devices have.
-      summed: Whether its result is a sum over the batch instead of an array [B, ...].
+      with_sums: Whether it returns a pair, of arrays [B, ...] and of sums over the
+        batch, instead of arrays [B, ...] alone.
 
     Returns:
       The function of whole arrays; `function` itself where there is no such mesh.
@@ -33,14 +34,15 @@ def over_batch(
     if BATCH_AXIS not in mesh.axis_names:
         return function
 
-    def with_sum(batched: Any, whole: Any) -> jax.Array:
-        return lax.psum(function(batched, whole), BATCH_AXIS)
+    def sum_parts(batched: Any, whole: Any) -> Any:
+        arrays, sums = function(batched, whole)
+        return arrays, lax.psum(sums, BATCH_AXIS)
 
     divided, everywhere = PartitionSpec(BATCH_AXIS), PartitionSpec()
     return jax.shard_map(
-        with_sum if summed else function,
+        sum_parts if with_sums else function,
         mesh=mesh,
         in_specs=(divided, everywhere),
-        out_specs=everywhere if summed else divided,
+        out_specs=(divided, everywhere) if with_sums else divided,
         check_vma=False,
     )

@@ -21,13 +21,15 @@ CASES = {
 }
 
 
-@pytest.fixture(params=["oneDNN", "XLA"], autouse=True)
+@pytest.fixture(params=["oneDNN", "oneDNN forward", "XLA"], autouse=True)
 def way(request, monkeypatch):
-    """Both ways that a CPU may go."""
+    """The ways that a CPU may go."""
     if request.param == "XLA":
         monkeypatch.setattr(onednn, "supports", lambda dtype: False)
     elif not onednn.supports("float32"):
         pytest.skip(onednn.why_not())
+    if request.param != "oneDNN":
+        monkeypatch.setattr(onednn, "supports_gradients", lambda dtype: False)
     yield
     jax.clear_caches()
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nucseg_jax.network import onednn, xla_ffi
+from nucseg_jax.network import onednn, onednn_library, xla_ffi
 
 needs_onednn = pytest.mark.skipif(
     not onednn.supports("float32"), reason=onednn.why_not()
@@ -34,15 +34,32 @@ def test_the_wheel_can_be_used_where_there_is_one():
 
 
 def test_a_missing_wheel_is_told(monkeypatch):
-    monkeypatch.setattr(onednn, "_PACKAGE", "no-such-package")
-    for function in (onednn._library, onednn.why_not, onednn.supports):
+    monkeypatch.setattr(onednn_library, "PACKAGE", "no-such-package")
+    monkeypatch.setattr(onednn_library, "load", onednn_library.load.__wrapped__)
+    for function in (onednn.why_not, onednn.supports):
         monkeypatch.setattr(onednn, function.__name__, function.__wrapped__)
     assert "no-such-package is not installed" in onednn.why_not()
     assert not onednn.supports("float32")
 
 
+@pytest.mark.parametrize("instructions", [0x7, 0x27, 0xE7], ids=hex)
+def test_what_is_supported_depends_on_the_processor(monkeypatch, instructions):
+    """AVX2, AVX-512, and AVX-512 with bfloat16."""
+
+    class Library:
+        def has_instructions(self, bits):
+            return instructions & bits == bits
+
+    monkeypatch.setattr(onednn_library, "load", Library)
+    monkeypatch.setattr(onednn, "_convolve", lambda *_: None)
+    for function in (onednn.why_not, onednn.supports, onednn.supports_gradients):
+        monkeypatch.setattr(onednn, function.__name__, function.__wrapped__)
+    assert onednn.supports("float32")
+    assert onednn.supports("bfloat16") == (instructions == 0xE7)
+    assert onednn.supports_gradients("float32") == (instructions != 0x7)
+
+
 def test_other_dtypes_are_not_supported():
-    assert not onednn.supports("bfloat16")
     assert not onednn.supports("float64")
     assert not onednn.supports("int32")
 
@@ -97,17 +114,26 @@ def test_threads_do_not_disturb_each_other():
 
 @needs_onednn
 def test_same_input_gives_the_same_bits():
-    convolve = jax.jit(onednn.convolve)
-    args = arguments(3)
-    first = np.asarray(convolve(*args))
+    inputs, kernel, bias = arguments(3)
+
+    @jax.jit
+    def compute(inputs, kernel, bias):
+        result = onednn.convolve(inputs, kernel, bias)
+        return result, onednn.gradients(inputs, kernel, result)
+
+    first = compute(inputs, kernel, bias)
     for _ in range(5):
-        np.testing.assert_array_equal(convolve(*args), first)
+        jax.tree.map(
+            np.testing.assert_array_equal, compute(inputs, kernel, bias), first
+        )
 
 
 @needs_onednn
 def test_a_call_that_fails_is_named():
-    with pytest.raises(onednn.OneDnnError, match="dnnl_memory_desc_create_with_tag"):
-        onednn._library().create("memory_desc", -1, None, 3, 1, suffix="_with_tag")
+    with pytest.raises(
+        onednn_library.OneDnnError, match="dnnl_memory_desc_create_with_tag"
+    ):
+        onednn_library.load().create("memory_desc", -1, None, 3, 1, suffix="_with_tag")
 
 
 def test_what_a_handler_raises_reaches_the_caller():
