@@ -223,9 +223,23 @@ def _upsample_on_cpu(image: Array, kernel: Array, bias: Array) -> Array:
     return _upsample_by_product(image, kernel, bias)
 
 
+def _upsample_backward(
+    residuals: tuple[Array, Array, Array], grad: Array
+) -> tuple[Array, Array, Array]:
+    image, kernel, _ = residuals
+    dtype = grad.dtype
+    if not onednn.supports_gradients(str(dtype)):
+        return jax.vjp(_upsample_by_product, *residuals)[1](grad)
+    compute = over_batch(
+        lambda x, p: onednn.upsample_gradients(x[0], p, x[1]), with_sums=True
+    )
+    turned = kernel[::-1, ::-1]
+    image_grad, (kernel_grad, bias_grad) = compute((image, grad), turned)
+    return image_grad, kernel_grad[::-1, ::-1].astype(dtype), bias_grad.astype(dtype)
+
+
 _upsample_on_cpu.defvjp(
-    lambda *args: (_upsample_on_cpu(*args), args),
-    lambda args, grad: jax.vjp(_upsample_by_product, *args)[1](grad),
+    lambda *args: (_upsample_on_cpu(*args), args), _upsample_backward
 )
 
 

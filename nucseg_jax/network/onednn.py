@@ -80,18 +80,7 @@ def gradients(
       Those of the inputs, [B, H, W, C_k] each; and in float32 that of the kernel,
       [3, 3, sum of C_k, F], and that of the bias, [F].
     """
-    features = grad.shape[-1]
-    layers = _convolutions(inputs, features)
-    kernels = _split(kernel, layers)
-    dtype = str(grad.dtype)
-    name = _register("gradients", layers, dtype, lambda: _gradients(layers, dtype))
-    results = [jax.ShapeDtypeStruct(x.shape, dtype) for x in inputs]
-    results += [jax.ShapeDtypeStruct(x.shape, np.float32) for x in kernels]
-    results += [jax.ShapeDtypeStruct((features,), np.float32)]
-    *grads, bias_grad = _call(name, results, [*inputs, *kernels, grad])
-    input_grads, kernel_grads = grads[: len(layers)], grads[len(layers) :]
-    kernel_grad = jax.lax.concatenate(kernel_grads, dimension=2)
-    return tuple(input_grads), (kernel_grad, bias_grad)
+    return _call_gradients(_convolutions(inputs, grad.shape[-1]), inputs, kernel, grad)
 
 
 def upsample(image: Array, kernel: Array, bias: Array) -> Array:
@@ -99,11 +88,30 @@ def upsample(image: Array, kernel: Array, bias: Array) -> Array:
 
     Tap [r, c] of the kernel makes pixel [r, c] of each square.
     """
-    layer = Layer("deconvolution", _size(image), image.shape[-1], bias.size)
+    layer = _deconvolution(image, bias.size)
     dtype = str(bias.dtype)
     name = _register("upsample", [layer], dtype, lambda: _upsample(layer, dtype))
     result = jax.ShapeDtypeStruct((*layer.result_size, bias.size), dtype)
     return _call(name, result, [image, kernel, bias])
+
+
+def upsample_gradients(
+    image: Array, kernel: Array, grad: Array
+) -> tuple[Array, tuple[Array, Array]]:
+    """Computes the gradients of `upsample`.
+
+    Args:
+      image: That of `upsample`, [B, H, W, C].
+      kernel: That of `upsample`, [2, 2, C, F].
+      grad: Gradient of its result, [B, 2H, 2W, F].
+
+    Returns:
+      That of the image, [B, H, W, C]; and in float32 that of the kernel, [2, 2, C, F],
+      and that of the bias, [F].
+    """
+    layer = _deconvolution(image, grad.shape[-1])
+    (image_grad,), others = _call_gradients([layer], [image], kernel, grad)
+    return image_grad, others
 
 
 @functools.cache
@@ -122,7 +130,7 @@ def supports(dtype: str) -> bool:
 
 @functools.cache
 def supports_gradients(dtype: str) -> bool:
-    """Whether `gradients` is fast on this processor, too."""
+    """Whether the gradients are fast on this processor, too."""
     if not supports(dtype):
         return False
     return onednn_library.load().has_instructions(_NEEDED_FOR_GRADIENTS)
@@ -145,6 +153,10 @@ def _convolutions(inputs: Sequence[Array], features: int) -> list[Layer]:
     return [Layer("convolution", _size(x), x.shape[-1], features) for x in inputs]
 
 
+def _deconvolution(image: Array, features: int) -> Layer:
+    return Layer("deconvolution", _size(image), image.shape[-1], features)
+
+
 def _split(kernel: Array, layers: Sequence[Layer]) -> Sequence[Array]:
     return jax.lax.split(kernel, [layer.channels for layer in layers], axis=2)
 
@@ -164,6 +176,21 @@ def _convolve(layers: Sequence[Layer], dtype: str) -> Program:
             buffers[BIAS] = bias
         program.add(layer, buffers, accumulate=k > 0)
     return program
+
+
+def _call_gradients(
+    layers: Sequence[Layer], inputs: Sequence[Array], kernel: Array, grad: Array
+) -> tuple[tuple[Array, ...], tuple[Array, Array]]:
+    kernels, dtype = _split(kernel, layers), str(grad.dtype)
+    what = f"gradients_of_{layers[0].kind}"
+    name = _register(what, layers, dtype, lambda: _gradients(layers, dtype))
+    results = [jax.ShapeDtypeStruct(x.shape, dtype) for x in inputs]
+    results += [jax.ShapeDtypeStruct(x.shape, np.float32) for x in kernels]
+    results += [jax.ShapeDtypeStruct(grad.shape[-1:], np.float32)]
+    *grads, bias_grad = _call(name, results, [*inputs, *kernels, grad])
+    input_grads, kernel_grads = grads[: len(layers)], grads[len(layers) :]
+    kernel_grad = jax.lax.concatenate(kernel_grads, dimension=2)
+    return tuple(input_grads), (kernel_grad, bias_grad)
 
 
 def _gradients(layers: Sequence[Layer], dtype: str) -> Program:
