@@ -122,21 +122,24 @@ def heads_table() -> str:
 
 
 def speed_table() -> str:
-    """Formats the original's network on a CPU beside a peer."""
-    (result,) = _load("speed_cpu_full_width.json")
+    """Formats the original's network on CPUs beside a peer."""
     rows = [
         (
             title,
+            result["machine"]["instructions"],
+            result["machine"]["config"]["model"]["dtype"],
             row["batch_size"],
             f"{row['s_per_image']:.2f}",
             f"{row['peer_s_per_image']:.2f}",
             f"{row['ratio']:.2f}",
         )
         for part, title in _PARTS.items()
+        for result in _load("speed_*_full_width*.json")
         for row in result["rows"]
         if row["part"] == part
     ]
-    return _format(("", "batch", "here", "PyTorch", "times as fast"), rows)
+    header = ("", "processor", "dtype", "batch", "here", "PyTorch", "times as fast")
+    return _format(header, rows)
 
 
 def _format(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
