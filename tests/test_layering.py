@@ -27,6 +27,7 @@ ALLOWED = {
     "inference": [
         "checkpoints",
         "config",
+        "digests",
         "files",
         "network",
         "pretrained",

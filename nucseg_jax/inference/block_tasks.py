@@ -15,15 +15,12 @@ import contextlib
 import csv
 import dataclasses
 import functools
-import hashlib
-import json
 import pathlib
 import socket
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 import zarr
 
@@ -31,6 +28,7 @@ from nucseg_jax import pretrained
 from nucseg_jax.checkpoints import restore_for_inference
 from nucseg_jax.data.intensity import intensity_range
 from nucseg_jax.data.planes import Plane
+from nucseg_jax.digests import digest_json, digest_tree
 from nucseg_jax.files import TEXT, replacing
 from nucseg_jax.inference import contrast
 from nucseg_jax.inference.blocks import Block, Blocks, assemble, claim
@@ -256,10 +254,7 @@ def _load_once(network: Network) -> tuple[Segmenter, str]:
         tta=network.tta,
         tile=network.tile,
     )
-    digest = hashlib.sha256(json.dumps(config.to_dict()).encode())
-    for leaf in jax.tree.leaves(variables):
-        digest.update(np.asarray(leaf).tobytes())
-    return segmenter, digest.hexdigest()
+    return segmenter, digest_json([config.to_dict(), digest_tree(variables)])
 
 
 def _find_nuclei(work: Work, block: Block, plane: Plane, before: list[Block]) -> Window:
