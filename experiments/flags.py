@@ -17,7 +17,14 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from absl import app, flags, logging
 
-from nucseg_jax.config import Config, ConfigError, DataConfig, ModelConfig, TrainConfig
+from nucseg_jax.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    Dtype,
+    ModelConfig,
+    TrainConfig,
+)
 from nucseg_jax.data.errors import MAX_PIXELS
 from nucseg_jax.training.stopping import Stopped
 
@@ -91,6 +98,15 @@ def tile() -> flags.FlagHolder:
         "memory and more time; 0 = by the network's width."
     )
     return _once(flags.DEFINE_integer, "tile", 0, meaning)
+
+
+def dtype() -> flags.FlagHolder:
+    """Asks for the flag --dtype of a program that predicts."""
+    meaning = (
+        "Number format of the network's computation: bfloat16 is faster where the "
+        "processor has instructions for it; empty = as trained."
+    )
+    return _once(flags.DEFINE_enum, "dtype", "", ["", *get_args(Dtype)], meaning)
 
 
 def scale() -> flags.FlagHolder:

@@ -54,6 +54,7 @@ shared.threshold(
 )
 shared.tta()
 shared.tile()
+shared.dtype()
 shared.scale()
 shared.pixel_size("Micrometres a pixel; 0 = as each file says, if it does.")
 shared.channel()

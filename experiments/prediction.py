@@ -43,12 +43,22 @@ def read_network() -> dict[str, Any]:
         "threshold": parse_threshold(values.threshold) if values.threshold else None,
         "tta": int(values.tta),
         "tile": values.tile or None,
+        "dtype": values.dtype or None,
     }
 
 
 def read_settings() -> dict[str, Any]:
     """Reads from the flags what results depend on, to be kept beside them."""
-    names = ("mode", "threshold", "tta", "scale", "pixel_size", "channel", "axes")
+    names = (
+        "mode",
+        "threshold",
+        "tta",
+        "dtype",
+        "scale",
+        "pixel_size",
+        "channel",
+        "axes",
+    )
     checkpoint = pretrained.resolve(flags.FLAGS.checkpoint).absolute()
     return {"checkpoint": str(checkpoint)} | {
         name: flags.FLAGS[name].value for name in names

@@ -39,6 +39,20 @@ def test_no_checkpoint_means_the_default_network():
     np.testing.assert_array_equal(found.labels, named.labels)
 
 
+def test_bfloat16_finds_the_same_nuclei():
+    image = read_image(ROOT / "experiments/sample_data/images/514ccfc7.png")
+    exact, rounded = (load_segmenter(dtype=d)(image) for d in (None, "bfloat16"))
+    assert rounded.probs.dtype == np.float32
+    assert not np.array_equal(rounded.probs, exact.probs)
+    np.testing.assert_allclose(rounded.probs, exact.probs, atol=0.1)
+    assert abs(int(rounded.labels.max()) - int(exact.labels.max())) <= 1
+
+
+def test_an_unknown_dtype_is_refused():
+    with pytest.raises(ValueError, match="'float8'; it may be float32, bfloat16"):
+        load_segmenter(dtype="float8")
+
+
 def test_a_folder_comes_before_a_network_of_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert pretrained.resolve("small").is_dir()

@@ -26,6 +26,7 @@ import zarr
 
 from nucseg_jax import pretrained
 from nucseg_jax.checkpoints import restore_for_inference
+from nucseg_jax.config import Dtype
 from nucseg_jax.data.intensity import intensity_range
 from nucseg_jax.data.planes import Plane
 from nucseg_jax.digests import digest_json, digest_tree
@@ -53,6 +54,7 @@ class Network:
     threshold: float | None = None
     tta: int = 1
     tile: int | None = None
+    dtype: Dtype | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -253,6 +255,7 @@ def _load_once(network: Network) -> tuple[Segmenter, str]:
         threshold=network.threshold,
         tta=network.tta,
         tile=network.tile,
+        dtype=network.dtype,
     )
     return segmenter, digest_json([config.to_dict(), digest_tree(variables)])
 

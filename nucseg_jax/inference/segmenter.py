@@ -11,14 +11,15 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from nucseg_jax import pretrained
 from nucseg_jax.checkpoints import restore_for_inference
-from nucseg_jax.config import Config, DataConfig, DecodingConfig
+from nucseg_jax.config import Config, DataConfig, DecodingConfig, Dtype
 from nucseg_jax.data import preprocessing
 from nucseg_jax.data.errors import MAX_PIXELS, ImageError
 from nucseg_jax.data.intensity import intensity_range
@@ -475,6 +476,7 @@ def load_segmenter(
     threshold: float | None = None,
     tta: int = 1,
     tile: int | None = None,
+    dtype: Dtype | None = None,
 ) -> Segmenter:
     """Loads a trained network.
 
@@ -486,12 +488,21 @@ def load_segmenter(
       tta: Views to average: 1, or 8 for all flips and quarter turns.
       tile: Side of the largest tile, pixels; smaller ones take less memory and more
         time. None = by the network's width.
+      dtype: Of the network's computation, "float32" or "bfloat16"; None = as
+        trained. Probabilities are float32 all the same.
 
     Raises:
       CheckpointError: If there is no readable checkpoint.
+      ValueError: If there is no such dtype.
     """
-    restored = restore_for_inference(pretrained.resolve(checkpoint))
-    return make_segmenter(*restored, mode=mode, threshold=threshold, tta=tta, tile=tile)
+    return make_segmenter(
+        *restore_for_inference(pretrained.resolve(checkpoint)),
+        mode=mode,
+        threshold=threshold,
+        tta=tta,
+        tile=tile,
+        dtype=dtype,
+    )
 
 
 def make_segmenter(
@@ -503,8 +514,15 @@ def make_segmenter(
     threshold: float | None = None,
     tta: int = 1,
     tile: int | None = None,
+    dtype: Dtype | None = None,
 ) -> Segmenter:
     """Makes a segmenter of what `restore_for_inference` returns."""
+    if dtype is not None:
+        if dtype not in get_args(Dtype):
+            raise ValueError(
+                f"dtype is {dtype!r}; it may be {', '.join(get_args(Dtype))}"
+            )
+        model = model.clone(dtype=jnp.dtype(dtype))
     head = config.inference.fast_head or None
     decoding = config.decoding
     if threshold is not None:
