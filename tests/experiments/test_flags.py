@@ -211,7 +211,7 @@ PROGRAMS = {
     "prepare": {"input", "output"},
     "predict": {"checkpoint", "input", "output", "mode", "threshold", "save", "tta"}
     | {"scale", "pixel_size", "channel", "axes", "max_pixels", "on_error"}
-    | {"num_shards", "shard_index", "tile"},
+    | {"num_shards", "shard_index", "tile", "dtype"},
     "merge": {"output"},
     "evaluate": {"checkpoint", "subset", "output", "mode", "threshold", "score_size"}
     | {"data_dir", "truth", "split", "val_fraction", "split_seed"},
