@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from nucseg_jax.network.xla_ffi import Address
+
 Handle = ctypes.c_void_p
-Address = int
 
 PACKAGE, _FILE = "onednn-cpu-gomp", "libdnnl.so.3"
 ALIGNMENT = 64

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nucseg_jax.network import onednn_library
-from nucseg_jax.network.onednn_library import Address, Handle
+from nucseg_jax.network.onednn_library import Handle
+from nucseg_jax.network.xla_ffi import Address
 
 Size = tuple[int, int, int]  # Batch, height, width.
 
