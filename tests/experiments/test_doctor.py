@@ -88,3 +88,18 @@ def test_a_device_that_fails_is_named(monkeypatch, capsys):
     monkeypatch.setattr(device, "describe_device", fail)
     status, (problem,) = diagnose(capsys)
     assert (status, "driver too old" in problem) == (1, True)
+
+
+@pytest.mark.parametrize(
+    "flags, best",
+    [
+        ("sse4_2 avx2 avx512f avx512_bf16 amx_tile", "AMX"),
+        ("avx2 avx512f avx512_bf16", "AVX-512 with bfloat16"),
+        ("avx2 avx512f", "AVX-512"),
+        ("sse4_2 avx2", "AVX2"),
+        ("sse4_2", ""),
+    ],
+)
+def test_a_machine_is_described_by_its_best_instructions(monkeypatch, flags, best):
+    monkeypatch.setattr(device, "_cpuinfo", lambda: {"flags": flags})
+    assert device.describe_machine()["instructions"] == best

@@ -5,6 +5,8 @@ import pathlib
 
 import pytest
 
+from experiments.prediction import read_network, read_settings
+from nucseg_jax.inference.block_tasks import Network
 from nucseg_jax.inference.streams import PlaneInfo
 
 INFO = PlaneInfo("sub/a.tif", pathlib.Path("a.tif"), 9, 9, ("0",), None, ("x",))
@@ -52,3 +54,9 @@ def test_an_image_that_is_soon_done_has_no_bar(show_tiles, capsys):
         for done in range(4):
             tell_tiles(done, 3)
     assert shown(capsys) == [""]
+
+
+def test_what_the_flags_say_of_the_network_reaches_a_cluster_too(load_program):
+    load_program("predict_dask", "--input=in", "--output=out", "--dtype=bfloat16")
+    assert Network(**read_network()) == Network(dtype="bfloat16")
+    assert read_settings()["dtype"] == "bfloat16"
