@@ -52,6 +52,7 @@ def measure(
     protocol: str,
     config: Config,
     *,
+    subset: str | None,
     num_runs: int,
     workdir: pathlib.Path,
     stop: StopRequest,
@@ -61,6 +62,7 @@ def measure(
     Args:
       protocol: A name in `PROTOCOLS`; it overrides settings of the data.
       config: The recipe; its seed is that of the first run.
+      subset: What is scored; None = what the protocol says.
       num_runs: How many networks.
       workdir: Folder for the runs; those that are finished there are only scored.
       stop: Whether to stop before the end.
@@ -69,6 +71,7 @@ def measure(
       What was measured, on what and by which settings, for JSON.
     """
     rules = PROTOCOLS[protocol]
+    rules = dataclasses.replace(rules, subset=subset or rules.subset)
     config = _replace(config, "data", **rules.data)
     seeds = range(config.train.seed, config.train.seed + num_runs)
     runs = [

@@ -6,7 +6,8 @@
 
 FOLDER is the 2018 Data Science Bowl with the protocols' splits in its index.csv. Run
 after run is trained in --workdir, with the seeds that follow --seed; one that is
-finished is not trained again. The last line names the file of results.
+finished is not trained again. The last line names the file of results. To choose
+between recipes, score them with --subset=val: test is to be looked at once.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ _PROTOCOL = flags.DEFINE_enum(
 )
 _NAME = flags.DEFINE_string(
     "name", None, "Of the recipe, for the results' file.", required=True
+)
+_SUBSET = flags.DEFINE_enum(
+    "subset", None, ["val", "test"], "Part to score. If not given: the protocol's."
 )
 _RUNS = flags.DEFINE_integer("runs", 3, "How many networks to train.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/reproduce", "Folder for the runs.")
@@ -56,11 +60,13 @@ def reproduce(stop: StopRequest) -> None:
     measured = protocols.measure(
         protocol,
         config,
+        subset=_SUBSET.value,
         num_runs=_RUNS.value,
         workdir=pathlib.Path(_WORKDIR.value) / f"{protocol}_{name}",
         stop=stop,
     )
-    path = pathlib.Path(_RESULTS.value) / f"accuracy_{protocol}_{name}.json"
+    kind = "validation" if _SUBSET.value == "val" else "accuracy"
+    path = pathlib.Path(_RESULTS.value) / f"{kind}_{protocol}_{name}.json"
     text = json.dumps({"name": name} | measured, indent=2)
     with replacing(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Prints the README's tables of accuracy and speed from the files in results/.
+"""Prints the tables of accuracy and speed from the files in results/.
 
 python -m experiments.tables
 """
@@ -33,6 +33,8 @@ _METRICS: dict[str, list[tuple[str, tuple[str, ...], int]]] = {
         ("count error", ("instances", "per_image_mean", "count_error"), 1),
     ],
 }
+# The recipe that the ablation's others differ from: validation_grouped_recipe.json.
+_RECIPE = "recipe"
 _DEMO_ROWS = {
     "pixels: F1 = Dice": ("pixels", "f1"),
     "pixels: IoU": ("pixels", "iou"),
@@ -45,7 +47,7 @@ _PARTS = {"train": "training step", "infer": "inference, accurate mode"}
 
 def main() -> None:
     """Prints all tables."""
-    for table in TABLES:
+    for table in TABLES + NOTES_TABLES:
         print(table() + "\n")
 
 
@@ -81,6 +83,25 @@ def accuracy_table() -> str:
         network = f"{result['name']} ({features})"
         rows.append((protocol, network, len(runs), values, f"{minutes:.0f} min"))
     return _format(("protocol", "network", "runs", "result", "training"), rows)
+
+
+def ablation_table() -> str:
+    """Formats a recipe and what each change of it does, on validation."""
+    results = {result["name"]: result for result in _load("validation_grouped_*.json")}
+    rows = [
+        (
+            "" if name == _RECIPE else _differences(results[_RECIPE], result),
+            len(result["runs"]),
+            *(
+                _spread([_get(run, path) for run in result["runs"]], digits)
+                for _, path, digits in _METRICS["grouped"]
+            ),
+        )
+        for name, result in results.items()
+    ]
+    labels = [label for label, _, _ in _METRICS["grouped"]]
+    # The recipe, without differences, comes first.
+    return _format(("change", "runs", *labels), sorted(rows))
 
 
 def modality_table() -> str:
@@ -155,6 +176,20 @@ def _load(pattern: str) -> list[Result]:
     return [json.loads(path.read_text()) for path in sorted(RESULTS.glob(pattern))]
 
 
+def _differences(recipe: Result, other: Result) -> str:
+    """Names the settings that differ, as on the command line."""
+    return " ".join(
+        f"`--{name}={_flag_value(value)}`"
+        for section in ("data", "model", "train")
+        for name, value in other["config"][section].items()
+        if value != recipe["config"][section][name]
+    )
+
+
+def _flag_value(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
 def _get(run: Result, path: tuple[str, ...]) -> float:
     value: Any = run
     for key in path:
@@ -180,6 +215,7 @@ def _ends(values: list[int]) -> tuple[int, int]:
 
 
 TABLES = (demo_table, accuracy_table, modality_table, heads_table, speed_table)
+NOTES_TABLES = (ablation_table,)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The README's numbers are those of the files in experiments/results."""
+"""The numbers of README and notes are those of the files in experiments/results."""
 
 import pathlib
 import re
@@ -9,6 +9,7 @@ from experiments import tables
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+NOTES = (ROOT / "BUILD_NOTES.md").read_text(encoding="utf-8")
 # Tables of words alone stay as they are.
 NUMBER = re.compile(r"(?<![\d.])\.\d{2,}|\d\.\d")
 
@@ -16,6 +17,11 @@ NUMBER = re.compile(r"(?<![\d.])\.\d{2,}|\d\.\d")
 @pytest.mark.parametrize("table", tables.TABLES, ids=lambda table: table.__name__)
 def test_tables_are_as_the_results_say(table):
     assert table() in README
+
+
+@pytest.mark.parametrize("table", tables.NOTES_TABLES, ids=lambda table: table.__name__)
+def test_tables_of_the_notes_are_as_the_results_say(table):
+    assert table() in NOTES
 
 
 def test_no_other_table_holds_numbers():

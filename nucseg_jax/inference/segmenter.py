@@ -41,21 +41,18 @@ from nucseg_jax.network.unet_plus_plus import UNetPlusPlus, Variables
 
 # Images of many sizes share few compiled shapes: sizes are rounded up to this.
 _SIZE_STEP = 64
-# Side of the largest tile, pixels: from the first to the second, so that one image of
-# features at full resolution takes no more memory than this.
-_TILES = (1024, 1536)
-_FEATURES_BYTES = 150 << 20
 _MANY_TILES = 16
-# Windows of decoding, in pixels of the training scale. The halo is twice the width of
-# a large nucleus at 40x magnification.
-_CORE = 1024
+# Windows of decoding, in pixels of the training scale: low, because rows of the whole
+# width are kept for them. The halo is twice the width of a large nucleus at 40x
+# magnification.
+_CORE = (768, 2048)
 _HALO = 128
 _ADVICE = "Take one trained with --framing=crop and --clahe_clip_limit=0"
 # Interpolation at another magnification looks this far, pixels.
 _RIM = 2
 
-# Of 256 rows each, made while others are decoded.
-_BANDS_AHEAD = 6
+# Predicted while a row of windows is decoded.
+_TILES_AHEAD = 4
 
 # Takes the number of tiles that are predicted, and of all tiles of the image.
 TellTiles = Callable[[int, int], None]
@@ -94,7 +91,8 @@ class Segmenter:
         *,
         decoding: DecodingConfig | None = None,
         depth: int = 5,
-        tile: int = _TILES[0],
+        features: int = 64,
+        tile: int | None = None,
     ):
         """Wraps a prediction function.
 
@@ -103,18 +101,22 @@ class Segmenter:
           config: Of the training data: framing and preparation.
           decoding: How probabilities become nuclei; None = the defaults.
           depth: Levels of the network, which say how far it looks.
-          tile: Side of the largest tile, pixels; a multiple of 64.
+          features: Its channels at full resolution, which say how much memory a tile
+            takes.
+          tile: Side of the largest tile, pixels, a multiple of 64; None = as large as
+            memory allows, see `tiling.largest_tile`.
 
         Raises:
           ValueError: If it is none.
         """
-        if tile % _SIZE_STEP:
+        if tile is not None and tile % _SIZE_STEP:
             raise ValueError(
                 f"tile is {tile}; it must be a multiple of {_SIZE_STEP} pixels"
             )
         self._predict_fn = predict_fn
         self._config = config
         self._tile = tile
+        self._features = features
         self._multiple = 2 ** (depth - 1)
         self._margin = tiling.reach(depth)
         self.decoding = decoding or DecodingConfig()
@@ -233,14 +235,12 @@ class Segmenter:
         """
         shape = plane.shape[:2]
         look = colour_reader(plane, intensity_range(plane))
-        bands = read_ahead(
-            self._predict_plane(plane, look, scale, tell_tiles), _BANDS_AHEAD
-        )
+        height, width = (max(round(n / scale), 1) for n in _CORE)
         found = windows.find_nuclei(
-            bands,
+            self._predict_plane(plane, look, scale, tell_tiles),
             shape,
             lambda probs: self.decode(probs, scale=scale),
-            core=max(round(_CORE / scale), 1),
+            core=(height, width),
             halo=choose_halo(scale),
         )
         for item in found:
@@ -405,28 +405,31 @@ class Segmenter:
         grid = self._plan(shape)
         tiles = (self._predict_tile(read, shape, grid, place) for place in grid.tiles)
         told = _tell_each(_fetch_behind(tiles), len(grid.tiles), tell_tiles)
-        for top, probs in tiling.stitch(grid, told):
+        for top, probs in tiling.stitch(grid, read_ahead(told, _TILES_AHEAD)):
             yield probs[: max(shape[0] - top, 0), : shape[1]]
 
     def _plan(self, shape: tuple[int, int]) -> tiling.Grid:
         """Places tiles, all of one size, and few sizes for images of many."""
+        tile = self._tile or tiling.largest_tile(
+            shape[1], features=self._features, num_targets=len(self.targets)
+        )
         if self._config.framing == "resize":
             step, largest = self._multiple, max(shape) + self._multiple
-        elif shape[0] * shape[1] > _MANY_TILES * self._tile**2:
+        elif shape[0] * shape[1] > _MANY_TILES * tile**2:
             # A size of its own is worth its compilation.
-            step, largest = self._multiple, self._tile
+            step, largest = self._multiple, tile
         else:
-            step, largest = _SIZE_STEP, self._tile
+            step, largest = _SIZE_STEP, tile
         around = step if self._config.framing == "resize" else _SIZE_STEP
         height, width = (-(-n // around) * around for n in shape)
-        tile = [
+        sides = [
             tiling.fit_tile(n, largest=largest, margin=self._margin, step=step)
             for n in (height, width)
         ]
         return tiling.plan(
             height,
             width,
-            tile=(tile[0], tile[1]),
+            tile=(sides[0], sides[1]),
             margin=self._margin,
             multiple=self._multiple,
         )
@@ -487,7 +490,7 @@ def load_segmenter(
       threshold: Least probability of a nucleus's pixels; None = as tuned.
       tta: Views to average: 1, or 8 for all flips and quarter turns.
       tile: Side of the largest tile, pixels; smaller ones take less memory and more
-        time. None = by the network's width.
+        time. None = by the widths of network and image.
       dtype: Of the network's computation, "float32" or "bfloat16"; None = as
         trained. Probabilities are float32 all the same.
 
@@ -532,14 +535,9 @@ def make_segmenter(
         config.data,
         decoding=decoding,
         depth=model.depth,
-        tile=tile or _choose_tile(model.features[0]),
+        features=model.features[0],
+        tile=tile,
     )
-
-
-def _choose_tile(features: int) -> int:
-    """Chooses the largest tile for a network, by its channels at full resolution."""
-    side = _round_up(math.isqrt(_FEATURES_BYTES // (4 * features)))
-    return min(max(side, _TILES[0]), _TILES[1])
 
 
 def _plane_of_array(

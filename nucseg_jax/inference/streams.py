@@ -11,6 +11,9 @@ import pathlib
 
 import numpy as np
 
+# Rows that are handed on at a time: each copy of them lies in memory some four times.
+BAND_ROWS = 128
+
 
 @dataclasses.dataclass(frozen=True)
 class PlaneInfo:

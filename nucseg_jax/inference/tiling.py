@@ -11,14 +11,26 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from nucseg_jax.inference.streams import BAND_ROWS
+
+# Sides of the largest tile, pixels, and what they are multiples of: below these, tiles
+# are mostly overlap; above, nothing is gained.
+_LARGEST_TILES = range(1024, 1536 + 1, 64)
+# Bytes that an image of any width may take where tiles can be that small; with all
+# else in the process it stays below 2 GiB.
+_MEMORY = 1300 << 20
+# What of it grows with a tile: arrays of features at full resolution that the network
+# has at once, and probabilities of tiles that wait.
+_FEATURE_ARRAYS, _WAITING_TILES = 7, 5
+# Rows of the whole width, of probabilities and labels, that wait to be finished.
+_WAITING_ROWS = 2000
 # Pixels over which the weight of a tile rises.
 _RAMP = 8
-# Rows that are handed on at a time.
-_ROWS = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +127,28 @@ def fit_tile(length: int, *, largest: int, margin: int, step: int) -> int:
     return min(-(-needed // step) * step, largest)
 
 
+def largest_tile(width: int, *, features: int, num_targets: int) -> int:
+    """Chooses the side of the largest tile, so that memory stays bounded.
+
+    Args:
+      width: Of the image, pixels; a row of tiles spans it.
+      features: Channels of the network at full resolution.
+      num_targets: Channels of the probabilities.
+
+    Returns:
+      Pixels, a multiple of 64 from 1,024 to 1,536.
+    """
+    value = 4  # Bytes.
+    waiting = _WAITING_ROWS * width * (num_targets + 1) * value
+    per_row = width * num_targets * value
+    per_pixel = (_FEATURE_ARRAYS * features + _WAITING_TILES * num_targets) * value
+    # The side of which per_pixel * side^2 + per_row * side is what is left.
+    left = max(_MEMORY - waiting, 0)
+    side = (math.sqrt(per_row**2 + 4 * per_pixel * left) - per_row) / (2 * per_pixel)
+    fitting = [tile for tile in _LARGEST_TILES if tile <= side]
+    return max(fitting, default=_LARGEST_TILES[0])
+
+
 @dataclasses.dataclass(frozen=True)
 class Grid:
     """Tiles over an image; `tiles` are their (first row, first column), row by row."""
@@ -148,8 +182,8 @@ def stitch(grid: Grid, tiles: Iterable[np.ndarray]) -> Iterator[tuple[int, np.nd
       tiles: float32 [tile height, tile width, C], in the order of `grid.tiles`.
 
     Yields:
-      First row, and float32 [rows, width, C], at most 256 rows; from top to bottom
-      without gaps.
+      First row, and float32 [rows, width, C], at most `BAND_ROWS` of them; from top
+      to bottom without gaps.
     """
     tiles = iter(tiles)
     done = 0
@@ -159,8 +193,8 @@ def stitch(grid: Grid, tiles: Iterable[np.ndarray]) -> Iterator[tuple[int, np.nd
         if pending is not None:
             row[: len(pending)] += pending
         finished = grid.rows.finished(k)
-        for top in range(done, finished, _ROWS):
-            bottom = min(top + _ROWS, finished)
+        for top in range(done, finished, BAND_ROWS):
+            bottom = min(top + BAND_ROWS, finished)
             # Copies, which do not keep the whole row in memory.
             yield top, row[top - start : bottom - start, : grid.columns.length].copy()
         # The next row of tiles begins within this one.

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
-_PIECE = 256  # Rows that are handed on at a time.
+from nucseg_jax.inference.streams import BAND_ROWS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ def find_nuclei(
     shape: tuple[int, int],
     decode: Callable[[np.ndarray], np.ndarray],
     *,
-    core: int,
+    core: tuple[int, int],
     halo: int,
 ) -> Iterator[Found | Settled]:
     """Decodes rows of probabilities as they come.
@@ -63,7 +63,8 @@ def find_nuclei(
       bands: float32 [rows, W, T], from top to bottom, H rows in all.
       shape: H and W of the image.
       decode: Probabilities [h, w, T] to labels int32 [h, w].
-      core: Side of a window without its halo, pixels.
+      core: Height and width of a window without its halo, pixels. All rows that a
+        window's height spans are in memory, whatever its width.
       halo: Pixels around it; half the size of the largest nucleus.
 
     Yields:
@@ -71,16 +72,17 @@ def find_nuclei(
       them; both from top to bottom.
     """
     height, width = shape
-    canvas = _Canvas(width, capacity=core + 2 * halo + _PIECE)
+    core_height, core_width = core
+    canvas = _Canvas(width, capacity=core_height + 2 * halo + BAND_ROWS)
     pieces = _cut_rows(bands)
-    for first in range(0, height, core):
-        last = min(first + core, height)
+    for first in range(0, height, core_height):
+        last = min(first + core_height, height)
         is_lowest = last == height
         below = height if is_lowest else min(last + halo, height)
         while canvas.bottom < below:
             canvas.extend(next(pieces))
         rows = slice(max(first - halo, 0), below)
-        for columns in _columns(width, core, halo):
+        for columns in _columns(width, core_width, halo):
             yield canvas.find(rows, columns, height, decode, halo)
         yield from canvas.settle(height if is_lowest else last - halo)
 
@@ -114,8 +116,8 @@ def claim(
 
 def _cut_rows(bands: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     for band in bands:
-        for top in range(0, len(band), _PIECE):
-            yield band[top : top + _PIECE]
+        for top in range(0, len(band), BAND_ROWS):
+            yield band[top : top + BAND_ROWS]
 
 
 def _columns(width: int, core: int, halo: int) -> Iterator[slice]:
@@ -176,8 +178,8 @@ class _Canvas:
     def settle(self, until: int) -> Iterator[Settled]:
         """Gives away the rows above `until`, a few at a time."""
         settled = max(until - self._top, 0)
-        for first in range(0, settled, _PIECE):
-            rows = slice(first, min(first + _PIECE, settled))
+        for first in range(0, settled, BAND_ROWS):
+            rows = slice(first, min(first + BAND_ROWS, settled))
             yield Settled(
                 self._top + first, self._labels[rows].copy(), self._probs[rows].copy()
             )

@@ -42,20 +42,21 @@ def bowl(tmp_path):
 
 @pytest.fixture
 def reproduce(tmp_path):
-    def run(protocol, data_dir, runs):
+    def run(protocol, data_dir, runs, *more, name="tiny", kind="accuracy"):
         arguments = [
             f"--protocol={protocol}",
-            "--name=tiny",
+            f"--name={name}",
             f"--runs={runs}",
             f"--data_dir={data_dir}",
             f"--workdir={tmp_path / 'runs'}",
             f"--results={tmp_path / 'results'}",
+            *more,
         ]
         command = [sys.executable, "-m", "experiments.reproduce", *SETTINGS, *arguments]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-        name = f"accuracy_{protocol}_tiny.json"
-        return json.loads((tmp_path / "results" / name).read_text())
+        path = tmp_path / "results" / f"{kind}_{protocol}_{name}.json"
+        return json.loads(path.read_text())
 
     return run
 
@@ -80,6 +81,23 @@ def test_grouped_scores_nuclei_of_the_test_set(reproduce, bowl, monkeypatch, tmp
     # Finished runs are not trained again.
     again = reproduce("grouped", bowl, runs=2)
     assert again["runs"] == result["runs"]
+
+
+def test_changes_of_a_recipe_are_compared_on_validation(
+    reproduce, bowl, monkeypatch, tmp_path
+):
+    def on_validation(name, *more):
+        more = ("--subset=val", *more)
+        return reproduce("grouped", bowl, 1, *more, name=name, kind="validation")
+
+    # By name, "faster" comes before "recipe".
+    on_validation("faster", "--learning_rate=0.01", "--targets=foreground")
+    recipe = on_validation("recipe")
+    assert recipe["subset"] == "val" and recipe["runs"][0]["num_images"] == 2
+    monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
+    first, second = tables.ablation_table().splitlines()[2:]
+    assert first.startswith("| 1 |") or first.startswith("|  | 1 |")
+    assert second.startswith("| `--targets=foreground` `--learning_rate=0.01` | 1 |")
 
 
 def test_literature_learns_the_foreground_of_masks(reproduce, bowl):

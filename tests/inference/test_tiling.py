@@ -115,6 +115,24 @@ def test_reach_is_how_far_a_pixel_is_felt(depth):
     assert felt == tiling.reach(depth)
 
 
+@given(
+    st.lists(st.integers(1, 200_000), min_size=2, max_size=2),
+    st.sampled_from([8, 16, 32, 64]),
+    st.integers(1, 3),
+)
+def test_tiles_are_smaller_the_more_memory_an_image_takes(
+    widths, features, num_targets
+):
+    def side(width, features, num_targets):
+        return tiling.largest_tile(width, features=features, num_targets=num_targets)
+
+    largest = side(min(widths), features, num_targets)
+    assert largest % 64 == 0 and 1024 <= largest <= 1536
+    assert side(max(widths), features, num_targets) <= largest
+    assert side(min(widths), 2 * features, num_targets) <= largest
+    assert side(min(widths), features, num_targets + 1) <= largest
+
+
 @settings(deadline=None)
 @given(st.integers(1, 3000), st.sampled_from([64, 128, 320]), st.integers(0, 12))
 def test_a_fitted_tile_needs_no_more_tiles_and_wastes_less(length, largest, margin):

@@ -54,21 +54,21 @@ def test_windows_find_what_the_whole_holds(seed, shape, band):
         if max(bottom - top, right - left) > 20:
             mask[top:bottom, left:right] = False
     whole = decode(mask[..., None])
-    labels, _ = run(mask, core=24, halo=12, band=band)
+    labels, _ = run(mask, core=(24, 37), halo=12, band=band)
     assert same_partition(labels, whole)
 
 
 def test_a_nucleus_on_the_corner_of_four_windows_is_one():
     mask = np.zeros((64, 64), bool)
     mask[skimage.draw.disk((32, 32), 7)] = True
-    labels, found = run(mask, core=32, halo=10)
+    labels, found = run(mask, core=(32, 32), halo=10)
     np.testing.assert_array_equal(labels, mask)
     assert sum(item.labels.any() for item in found) == 1
 
 
 def test_each_nucleus_is_whole_in_one_window():
     mask = discs(3, (150, 130), radius=4, number=60)
-    labels, found = run(mask, core=40, halo=30)
+    labels, found = run(mask, core=(40, 40), halo=30)
     areas = np.bincount(labels.ravel())
     seen = {}
     for item in found:
@@ -84,19 +84,19 @@ def test_each_nucleus_is_whole_in_one_window():
 
 
 def test_ids_are_unique_and_without_gaps():
-    labels, _ = run(discs(5, (100, 200), 3, 80), core=32, halo=20)
+    labels, _ = run(discs(5, (100, 200), 3, 80), core=(32, 50), halo=20)
     np.testing.assert_array_equal(np.unique(labels), np.arange(labels.max() + 1))
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 90), (90, 1), (32, 32), (33, 31)])
 def test_small_and_thin_images(shape):
-    labels, _ = run(np.ones(shape, bool), core=32, halo=100)
+    labels, _ = run(np.ones(shape, bool), core=(32, 32), halo=100)
     np.testing.assert_array_equal(labels, np.ones(shape))
 
 
 def test_a_nucleus_larger_than_the_halo_is_parted_but_not_lost():
     mask = np.ones((100, 100), bool)
-    labels, _ = run(mask, core=20, halo=4)
+    labels, _ = run(mask, core=(20, 20), halo=4)
     assert (labels > 0).mean() > 0.9
 
 
@@ -110,7 +110,7 @@ def test_memory_holds_a_few_rows():
 
     mask = np.zeros((2000, 8), bool)
     bands = (mask[k : k + 10, :, None].astype(np.float32) for k in range(0, 2000, 10))
-    for item in windows.find_nuclei(bands, mask.shape, watching, core=50, halo=5):
+    for item in windows.find_nuclei(bands, mask.shape, watching, core=(50, 50), halo=5):
         if isinstance(item, windows.Settled):
             assert len(item.labels) <= 60
             assert item.labels.base is None and item.probs.base is None
