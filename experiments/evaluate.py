@@ -38,6 +38,7 @@ _CHECKPOINT = shared.checkpoint()
 _SUBSET = shared.subset()
 _OUTPUT = shared.output("Folder for the results.", required=False)
 _MODE = shared.mode()
+_TTA = shared.tta()
 _THRESHOLD = shared.threshold(
     "Least probability of a nucleus, for the pixel metrics; evaluation also takes "
     "'tuned', for the one of highest pixel IoU on val.",
@@ -59,7 +60,9 @@ def main() -> None:
     print(start_device())
     if not shared.given(shared.DATA_SETTINGS):
         warn_if_changed(subsets[_SUBSET.value])
-    segmenter = make_segmenter(model, variables, config, mode=_MODE.value)
+    segmenter = make_segmenter(
+        model, variables, config, mode=_MODE.value, tta=int(_TTA.value)
+    )
     evaluation = evaluate(
         segmenter,
         progress(subsets[_SUBSET.value], f"scoring {_SUBSET.value}"),
@@ -104,6 +107,7 @@ def protocol(data: DataConfig) -> dict[str, str | int]:
         "truth": data.truth,
         "subset": _SUBSET.value,
         "mode": _MODE.value,
+        "tta": int(_TTA.value),
         "score_size": _SCORE_SIZE.value,
     }
 

@@ -95,7 +95,7 @@ def tile() -> flags.FlagHolder:
     """Asks for the flag --tile."""
     meaning = (
         "Side of the largest tile, pixels, a multiple of 64: smaller ones take less "
-        "memory and more time; 0 = by the network's width."
+        "memory and more time; 0 = by the widths of network and image."
     )
     return _once(flags.DEFINE_integer, "tile", 0, meaning)
 

@@ -213,8 +213,8 @@ PROGRAMS = {
     | {"scale", "pixel_size", "channel", "axes", "max_pixels", "on_error"}
     | {"num_shards", "shard_index", "tile", "dtype"},
     "merge": {"output"},
-    "evaluate": {"checkpoint", "subset", "output", "mode", "threshold", "score_size"}
-    | {"data_dir", "truth", "split", "val_fraction", "split_seed"},
+    "evaluate": {"checkpoint", "subset", "output", "mode", "threshold", "tta"}
+    | {"score_size", "data_dir", "truth", "split", "val_fraction", "split_seed"},
     "train": {"workdir", "coordinator", "num_processes", "process_id"}
     | {field.name for kind in SECTIONS.values() for field in dataclasses.fields(kind)},
 }
