@@ -60,9 +60,8 @@ def main() -> None:
     print(start_device())
     if not shared.given(shared.DATA_SETTINGS):
         warn_if_changed(subsets[_SUBSET.value])
-    segmenter = make_segmenter(
-        model, variables, config, mode=_MODE.value, tta=int(_TTA.value)
-    )
+    mode = _MODE.value or config.decoding.mode
+    segmenter = make_segmenter(model, variables, config, mode=mode, tta=int(_TTA.value))
     evaluation = evaluate(
         segmenter,
         progress(subsets[_SUBSET.value], f"scoring {_SUBSET.value}"),
@@ -70,7 +69,7 @@ def main() -> None:
         score_size=_SCORE_SIZE.value,
     )
     print(f"\n{_SUBSET.value} of {data.data_dir}\n{format_table(evaluation)}\n")
-    write_results(segmenter, evaluation, protocol(data), output_folder())
+    write_results(segmenter, evaluation, protocol(data, mode), output_folder())
 
 
 def warn_if_changed(examples: list[Example]) -> None:
@@ -98,7 +97,7 @@ def choose_threshold(segmenter: Segmenter, val: list[Example]) -> float:
     )
 
 
-def protocol(data: DataConfig) -> dict[str, str | int]:
+def protocol(data: DataConfig, mode: str) -> dict[str, str | int]:
     """Returns what the numbers were measured on, to stand beside them."""
     return {
         "checkpoint": _CHECKPOINT.value,
@@ -106,7 +105,7 @@ def protocol(data: DataConfig) -> dict[str, str | int]:
         "split": data.split,
         "truth": data.truth,
         "subset": _SUBSET.value,
-        "mode": _MODE.value,
+        "mode": mode,
         "tta": int(_TTA.value),
         "score_size": _SCORE_SIZE.value,
     }

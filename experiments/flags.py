@@ -22,6 +22,7 @@ from nucseg_jax.config import (
     ConfigError,
     DataConfig,
     Dtype,
+    Mode,
     ModelConfig,
     TrainConfig,
 )
@@ -76,8 +77,12 @@ def output(meaning: str, *, required: bool = True) -> flags.FlagHolder:
 
 def mode() -> flags.FlagHolder:
     """Asks for the flag --mode."""
-    meaning = "Average of all heads, or the one head that validation chose."
-    return _once(flags.DEFINE_enum, "mode", "accurate", ["accurate", "fast"], meaning)
+    meaning = (
+        "Average of all heads, or the one head that validation chose; empty = the one "
+        "of these that the thresholds were tuned for."
+    )
+    choices = ["", *get_args(Mode)]
+    return _once(flags.DEFINE_enum, "mode", "", choices, meaning)
 
 
 def threshold(meaning: str, default: str) -> flags.FlagHolder:

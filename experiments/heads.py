@@ -26,13 +26,14 @@ from experiments import flags as shared
 from experiments.device import describe_machine, start_device
 from nucseg_jax import pretrained
 from nucseg_jax.checkpoints import restore_for_inference
-from nucseg_jax.config import Config
+from nucseg_jax.config import Config, DecodingConfig, Mode
 from nucseg_jax.data.index import Example, load_subsets
 from nucseg_jax.evaluation import figures
 from nucseg_jax.evaluation.evaluate import evaluate
+from nucseg_jax.evaluation.tuning import tune_decoding
 from nucseg_jax.files import replacing
-from nucseg_jax.inference.predictor import Mode, make_predict_fn
-from nucseg_jax.inference.segmenter import make_segmenter
+from nucseg_jax.inference.predictor import make_predict_fn
+from nucseg_jax.inference.segmenter import Segmenter, make_segmenter
 from nucseg_jax.network.unet_plus_plus import UNetPlusPlus, Variables, prune
 
 _CHECKPOINT = shared.checkpoint()
@@ -66,6 +67,15 @@ class Restored:
         mode = self.mode(head)
         return make_predict_fn(self.model, self.variables, mode, head=head or None)
 
+    def segmenter(self, head: int, decoding: DecodingConfig | None = None) -> Segmenter:
+        """Finds nuclei by one head, or by all."""
+        config = dataclasses.replace(
+            self.config,
+            inference=dataclasses.replace(self.config.inference, fast_head=head),
+            decoding=decoding or self.config.decoding,
+        )
+        return make_segmenter(self.model, self.variables, config, mode=self.mode(head))
+
     def count_parameters(self, head: int) -> int:
         """What the head needs of the network."""
         variables = self.variables
@@ -78,7 +88,7 @@ def main() -> None:
     """Scores and times every head by itself, and all together."""
     restored = Restored(*restore_for_inference(pretrained.resolve(_CHECKPOINT.value)))
     data = shared.choose_data(restored.config.data)
-    examples = load_subsets(data)[_SUBSET.value]
+    subsets = load_subsets(data)
     print(start_device())
     heads = [*range(1, restored.model.depth), 0]
     times = time_heads(restored, heads)
@@ -87,7 +97,7 @@ def main() -> None:
             "head": head,
             "parameters": restored.count_parameters(head),
             "s_per_image": times[head],
-            **score_head(restored, examples, head),
+            **score_head(restored, subsets[_SUBSET.value], subsets["val"], head),
         }
         for head in heads
     ]
@@ -116,17 +126,16 @@ def seconds(function: Callable[[Any], jax.Array], image: np.ndarray) -> float:
 
 
 def score_head(
-    restored: Restored, examples: list[Example], head: int
+    restored: Restored, examples: list[Example], val: list[Example], head: int
 ) -> dict[str, float]:
-    """Scores one head: pixel IoU, pooled, and where it can be told, mean AP."""
-    config = restored.config
-    inference = dataclasses.replace(config.inference, fast_head=head)
-    segmenter = make_segmenter(
-        restored.model,
-        restored.variables,
-        dataclasses.replace(config, inference=inference),
-        mode=restored.mode(head),
-    )
+    """Scores one head: pixel IoU, pooled, and where it can be told, mean AP.
+
+    Its decoding is tuned on validation, as each head has thresholds of its own.
+    """
+    segmenter = restored.segmenter(head)
+    tuning = tune_decoding(segmenter, val)
+    if tuning:
+        segmenter = restored.segmenter(head, tuning.decoding)
     bar = tqdm.tqdm(examples, desc=f"head {head or 'all'}", unit="image")
     scores = evaluate(segmenter, bar, threshold=0.5)
     row = {"iou": scores.pooled()["iou"]}

@@ -39,7 +39,7 @@ def read_network() -> dict[str, Any]:
     name = values.checkpoint
     return {
         "checkpoint": os.path.abspath(name) if name and os.path.isdir(name) else name,
-        "mode": values.mode,
+        "mode": values.mode or None,
         "threshold": parse_threshold(values.threshold) if values.threshold else None,
         "tta": int(values.tta),
         "tile": values.tile or None,

@@ -15,7 +15,7 @@ import math
 import pathlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from experiments.device import describe_machine, start_device
 from experiments.flags import DATA_SETTINGS, resolve_data
 from nucseg_jax import checkpoints as ckpt
 from nucseg_jax import pretrained
-from nucseg_jax.config import Config
+from nucseg_jax.config import Config, Mode
 from nucseg_jax.data import index, pipeline
 from nucseg_jax.evaluation.figures import draw_curves
 from nucseg_jax.evaluation.tuning import tune_decoding
@@ -211,16 +211,27 @@ def tune(
     *,
     write: bool = True,
 ) -> None:
-    """Tunes the decoding of the best checkpoint on validation, and keeps it there."""
-    segmenter = make_segmenter(*ckpt.restore_for_inference(workdir))
-    bar = tqdm.tqdm(examples, desc="tuning on val", unit="image")
-    tuning = tune_decoding(segmenter, stop.watch(bar))
-    if tuning is None:
-        print("  not tuned: the truth does not tell touching nuclei apart")
-        return
+    """Tunes the decoding of the best checkpoint on validation, and keeps it there.
+
+    Of accurate and fast mode, the one with the better nuclei becomes the default.
+    """
+    model, variables, config = ckpt.restore_for_inference(workdir)
+    # Heads that were trained as an average are nothing by themselves.
+    alone = config.train.supervision == "per_head"
+    tunings = []
+    for mode in get_args(Mode) if alone else ("accurate",):
+        segmenter = make_segmenter(model, variables, config, mode=mode)
+        bar = tqdm.tqdm(examples, desc=f"tuning {mode} mode on val", unit="image")
+        tuning = tune_decoding(segmenter, stop.watch(bar))
+        if tuning is None:
+            print("  not tuned: the truth does not tell touching nuclei apart")
+            return
+        print(f"  instance mean AP {tuning.mean_ap:.4f}, untuned {tuning.before:.4f}")
+        decoding = dataclasses.replace(tuning.decoding, mode=mode)
+        tunings.append(dataclasses.replace(tuning, decoding=decoding))
+    best = max(tunings, key=lambda tuning: tuning.mean_ap)
     if write:
-        ckpt.write_decoding(workdir, tuning.decoding)
-    print(f"  instance mean AP {tuning.mean_ap:.4f}, untuned {tuning.before:.4f}")
+        ckpt.write_decoding(workdir, best.decoding)
 
 
 def _restore_or_create(run: Run) -> tuple[state.TrainState, loop.Progress]:

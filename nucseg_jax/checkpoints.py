@@ -207,6 +207,10 @@ def export_for_inference(
         raise CheckpointError(f"{target}: exists; delete it or name another folder")
     _, variables, config = restore_for_inference(directory)
     variables = {**variables, "params": _halve(variables["params"])}
+    # What others find in an image must not depend on their processor.
+    config = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, dtype="float32")
+    )
     with _open_for_reading(directory) as manager:
         step = _choose_step(manager, "best")
         metrics = manager.metrics(step)

@@ -18,6 +18,7 @@ Dtype = Literal["float32", "bfloat16"]
 Supervision = Literal["average", "per_head"]
 Decay = Literal["constant", "cosine", "step"]
 Method = Literal["watershed", "components"]
+Mode = Literal["accurate", "fast"]
 
 TARGET_NAMES = ("foreground", "boundary", "distance")
 
@@ -237,9 +238,13 @@ class DecodingConfig:
     )
     min_area: int = _setting(12, "Smaller nuclei are dropped.")
     max_hole: int = _setting(40, "Holes up to this area are filled.")
+    mode: Mode = _setting(
+        "accurate", "Heads that it was tuned for, used where no mode is named."
+    )
 
     def __post_init__(self):
         _check_choice("method", self.method, Method)
+        _check_choice("mode", self.mode, Mode)
         for name in ("threshold", "marker_threshold", "peak_height"):
             value = getattr(self, name)
             _check(0 <= value <= 1, f"{name} is {value}; it must be in [0, 1]")

@@ -61,6 +61,7 @@ OTHER = Config(
         peak_distance=9,
         min_area=30,
         max_hole=0,
+        mode="fast",
     ),
 )
 

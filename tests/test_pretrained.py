@@ -64,7 +64,11 @@ def test_a_folder_comes_before_a_network_of_its_name(tmp_path, monkeypatch):
 @pytest.fixture
 def exported(tmp_path):
     """A run's checkpoints and what is exported of them."""
-    tuned = dataclasses.replace(CONFIG, decoding=DecodingConfig(min_area=77))
+    tuned = dataclasses.replace(
+        CONFIG,
+        model=dataclasses.replace(CONFIG.model, dtype="bfloat16"),
+        decoding=DecodingConfig(min_area=77),
+    )
     state = create_state(tuned)
     save(tmp_path / "run", state, step=3, iou=0.7, config=tuned)
     ckpt.export_for_inference(tmp_path / "run", tmp_path / "out")
@@ -77,6 +81,7 @@ def test_export_keeps_network_and_decoding_in_half_precision(exported):
     model, variables, config = ckpt.restore_for_inference(folder)
     assert tuple(model.features) == CONFIG.model.features
     assert config.decoding.min_area == 77
+    assert config.model.dtype == "float32"
     for name, tolerance in (("params", 1e-3), ("batch_stats", 0)):
         pairs = zip(
             jax.tree.leaves(variables[name]),

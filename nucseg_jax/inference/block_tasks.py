@@ -26,7 +26,7 @@ import zarr
 
 from nucseg_jax import pretrained
 from nucseg_jax.checkpoints import restore_for_inference
-from nucseg_jax.config import Dtype
+from nucseg_jax.config import Dtype, Mode
 from nucseg_jax.data.intensity import intensity_range
 from nucseg_jax.data.planes import Plane
 from nucseg_jax.digests import digest_json, digest_tree
@@ -36,7 +36,6 @@ from nucseg_jax.inference.blocks import Block, Blocks, assemble, claim
 from nucseg_jax.inference.outputs.labels_zarr import CHUNK
 from nucseg_jax.inference.outputs.nuclei import Nuclei
 from nucseg_jax.inference.outputs.tables import format_rows
-from nucseg_jax.inference.predictor import Mode
 from nucseg_jax.inference.run import Job, Options, describe, open_job
 from nucseg_jax.inference.segmenter import Segmenter, choose_halo, make_segmenter
 from nucseg_jax.inference.streams import PlaneInfo, Window
@@ -50,7 +49,7 @@ class Network:
     """What is told of a network, see `load_segmenter`; a process loads it once."""
 
     checkpoint: str | None = None
-    mode: Mode = "accurate"
+    mode: Mode | None = None
     threshold: float | None = None
     tta: int = 1
     tile: int | None = None

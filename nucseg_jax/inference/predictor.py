@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
+from nucseg_jax.config import Mode
 from nucseg_jax.network.unet_plus_plus import (
     UNetPlusPlus,
     Variables,
@@ -16,7 +16,6 @@ from nucseg_jax.network.unet_plus_plus import (
 )
 
 Array = jax.Array
-Mode = Literal["accurate", "fast"]
 
 
 def make_predict_fn(

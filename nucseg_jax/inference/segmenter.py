@@ -19,7 +19,7 @@ import numpy as np
 
 from nucseg_jax import pretrained
 from nucseg_jax.checkpoints import restore_for_inference
-from nucseg_jax.config import Config, DataConfig, DecodingConfig, Dtype
+from nucseg_jax.config import Config, DataConfig, DecodingConfig, Dtype, Mode
 from nucseg_jax.data import preprocessing
 from nucseg_jax.data.errors import MAX_PIXELS, ImageError
 from nucseg_jax.data.intensity import intensity_range
@@ -35,7 +35,7 @@ from nucseg_jax.inference.contrast import (
 from nucseg_jax.inference.instances import label_nuclei
 from nucseg_jax.inference.measurements import measure_nuclei
 from nucseg_jax.inference.overlap import read_ahead
-from nucseg_jax.inference.predictor import Mode, make_predict_fn
+from nucseg_jax.inference.predictor import make_predict_fn
 from nucseg_jax.inference.streams import Band, Window
 from nucseg_jax.network.unet_plus_plus import UNetPlusPlus, Variables
 
@@ -475,7 +475,7 @@ def _tell_each(
 def load_segmenter(
     checkpoint: str | os.PathLike | None = None,
     *,
-    mode: Mode = "accurate",
+    mode: Mode | None = None,
     threshold: float | None = None,
     tta: int = 1,
     tile: int | None = None,
@@ -486,7 +486,8 @@ def load_segmenter(
     Args:
       checkpoint: The folder that training wrote to, or the name of a network that
         comes with the package; None = `pretrained.DEFAULT`.
-      mode: "accurate", or "fast" for the one head that validation chose.
+      mode: "accurate" for the average of all heads, "fast" for the one that validation
+        chose; None = the one of these that the thresholds were tuned for.
       threshold: Least probability of a nucleus's pixels; None = as tuned.
       tta: Views to average: 1, or 8 for all flips and quarter turns.
       tile: Side of the largest tile, pixels; smaller ones take less memory and more
@@ -513,7 +514,7 @@ def make_segmenter(
     variables: Variables,
     config: Config,
     *,
-    mode: Mode = "accurate",
+    mode: Mode | None = None,
     threshold: float | None = None,
     tta: int = 1,
     tile: int | None = None,
@@ -531,7 +532,7 @@ def make_segmenter(
     if threshold is not None:
         decoding = dataclasses.replace(decoding, threshold=threshold)
     return Segmenter(
-        make_predict_fn(model, variables, mode, head=head, tta=tta),
+        make_predict_fn(model, variables, mode or decoding.mode, head=head, tta=tta),
         config.data,
         decoding=decoding,
         depth=model.depth,
