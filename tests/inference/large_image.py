@@ -68,7 +68,7 @@ def write_image(path: pathlib.Path, shape: tuple[int, int], tile: int = 512) -> 
     )
 
 
-def brightness_network(features: tuple[int, ...], num_targets: int):
+def brightness_network(features: tuple[int, ...], num_targets: int = 1):
     """A network of real cost whose result is known: bright pixels are nuclei.
 
     Of three targets, the second is nowhere and the third as the first.
