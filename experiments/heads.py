@@ -133,10 +133,11 @@ def score_head(
     Its decoding is tuned on validation, as each head has thresholds of its own.
     """
     segmenter = restored.segmenter(head)
-    tuning = tune_decoding(segmenter, val)
+    name = f"head {head or 'all'}"
+    tuning = tune_decoding(segmenter, tqdm.tqdm(val, f"tuning {name}", unit="image"))
     if tuning:
         segmenter = restored.segmenter(head, tuning.decoding)
-    bar = tqdm.tqdm(examples, desc=f"head {head or 'all'}", unit="image")
+    bar = tqdm.tqdm(examples, desc=f"scoring {name}", unit="image")
     scores = evaluate(segmenter, bar, threshold=0.5)
     row = {"iou": scores.pooled()["iou"]}
     if scores.instance_counts:
