@@ -115,6 +115,18 @@ def test_reach_is_how_far_a_pixel_is_felt(depth):
     assert felt == tiling.reach(depth)
 
 
+def test_largest_tiles_of_known_networks():
+    def sides(width, num_targets):
+        return [
+            tiling.largest_tile(width, features=features, num_targets=num_targets)
+            for features in (8, 16, 32, 64)
+        ]
+
+    assert sides(256, 1) == [1536, 1536, 1216, 1024]
+    assert sides(8000, 3) == [1536, 1344, 1024, 1024]
+    assert sides(20_000, 3) == [1216, 1024, 1024, 1024]
+
+
 @given(
     st.lists(st.integers(1, 200_000), min_size=2, max_size=2),
     st.sampled_from([8, 16, 32, 64]),
