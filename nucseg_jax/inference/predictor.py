@@ -11,6 +11,7 @@ from nucseg_jax.config import Mode
 from nucseg_jax.network.unet_plus_plus import (
     UNetPlusPlus,
     Variables,
+    average_heads,
     infer,
     prune,
 )
@@ -56,8 +57,7 @@ def make_predict_fn(
     def predict(images: Array) -> Array:
         height, width = images.shape[1:3]
         padded = _pad_to_multiple(images, multiple)
-        head_logits = infer(model, variables, padded)
-        probs = jax.nn.sigmoid(head_logits).mean(axis=0)
+        probs = average_heads(infer(model, variables, padded))
         return probs[:, :height, :width]
 
     return jax.jit(_average_views(predict) if tta == 8 else predict)

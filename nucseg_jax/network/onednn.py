@@ -80,7 +80,16 @@ def gradients(
       Those of the inputs, [B, H, W, C_k] each; and in float32 that of the kernel,
       [3, 3, sum of C_k, F], and that of the bias, [F].
     """
-    return _call_gradients(_convolutions(inputs, grad.shape[-1]), inputs, kernel, grad)
+    layers = _convolutions(inputs, grad.shape[-1])
+    kernels, dtype = _split(kernel, layers), str(grad.dtype)
+    name = _register("gradients", layers, dtype, lambda: _gradients(layers, dtype))
+    results = [jax.ShapeDtypeStruct(x.shape, dtype) for x in inputs]
+    results += [jax.ShapeDtypeStruct(x.shape, np.float32) for x in kernels]
+    results += [jax.ShapeDtypeStruct(grad.shape[-1:], np.float32)]
+    *grads, bias_grad = _call(name, results, [*inputs, *kernels, grad])
+    input_grads, kernel_grads = grads[: len(layers)], grads[len(layers) :]
+    kernel_grad = jax.lax.concatenate(kernel_grads, dimension=2)
+    return tuple(input_grads), (kernel_grad, bias_grad)
 
 
 def upsample(image: Array, kernel: Array, bias: Array) -> Array:
@@ -88,30 +97,32 @@ def upsample(image: Array, kernel: Array, bias: Array) -> Array:
 
     Tap [r, c] of the kernel makes pixel [r, c] of each square.
     """
-    layer = _deconvolution(image, bias.size)
+    layer = Layer("deconvolution", _size(image), image.shape[-1], bias.size)
     dtype = str(bias.dtype)
     name = _register("upsample", [layer], dtype, lambda: _upsample(layer, dtype))
     result = jax.ShapeDtypeStruct((*layer.result_size, bias.size), dtype)
     return _call(name, result, [image, kernel, bias])
 
 
-def upsample_gradients(
-    image: Array, kernel: Array, grad: Array
-) -> tuple[Array, tuple[Array, Array]]:
-    """Computes the gradients of `upsample`.
+def upsample_image_gradient(kernel: Array, grad: Array) -> Array:
+    """Computes the gradient of the image of `upsample`.
 
     Args:
-      image: That of `upsample`, [B, H, W, C].
       kernel: That of `upsample`, [2, 2, C, F].
       grad: Gradient of its result, [B, 2H, 2W, F].
 
     Returns:
-      That of the image, [B, H, W, C]; and in float32 that of the kernel, [2, 2, C, F],
-      and that of the bias, [F].
+      [B, H, W, C].
     """
-    layer = _deconvolution(image, grad.shape[-1])
-    (image_grad,), others = _call_gradients([layer], [image], kernel, grad)
-    return image_grad, others
+    batch, height, width, features = grad.shape
+    size, channels = (batch, height // 2, width // 2), kernel.shape[2]
+    layer = Layer("deconvolution", size, channels, features)
+    dtype = str(grad.dtype)
+    name = _register(
+        "upsample_gradient", [layer], dtype, lambda: _upsample_gradient(layer, dtype)
+    )
+    result = jax.ShapeDtypeStruct((*size, channels), dtype)
+    return _call(name, result, [kernel, grad])
 
 
 @functools.cache
@@ -153,10 +164,6 @@ def _convolutions(inputs: Sequence[Array], features: int) -> list[Layer]:
     return [Layer("convolution", _size(x), x.shape[-1], features) for x in inputs]
 
 
-def _deconvolution(image: Array, features: int) -> Layer:
-    return Layer("deconvolution", _size(image), image.shape[-1], features)
-
-
 def _split(kernel: Array, layers: Sequence[Layer]) -> Sequence[Array]:
     return jax.lax.split(kernel, [layer.channels for layer in layers], axis=2)
 
@@ -178,21 +185,6 @@ def _convolve(layers: Sequence[Layer], dtype: str) -> Program:
     return program
 
 
-def _call_gradients(
-    layers: Sequence[Layer], inputs: Sequence[Array], kernel: Array, grad: Array
-) -> tuple[tuple[Array, ...], tuple[Array, Array]]:
-    kernels, dtype = _split(kernel, layers), str(grad.dtype)
-    what = f"gradients_of_{layers[0].kind}"
-    name = _register(what, layers, dtype, lambda: _gradients(layers, dtype))
-    results = [jax.ShapeDtypeStruct(x.shape, dtype) for x in inputs]
-    results += [jax.ShapeDtypeStruct(x.shape, np.float32) for x in kernels]
-    results += [jax.ShapeDtypeStruct(grad.shape[-1:], np.float32)]
-    *grads, bias_grad = _call(name, results, [*inputs, *kernels, grad])
-    input_grads, kernel_grads = grads[: len(layers)], grads[len(layers) :]
-    kernel_grad = jax.lax.concatenate(kernel_grads, dimension=2)
-    return tuple(input_grads), (kernel_grad, bias_grad)
-
-
 def _gradients(layers: Sequence[Layer], dtype: str) -> Program:
     program, number = Program(dtype), len(layers)
     grad, bias = 2 * number, 4 * number + 1
@@ -202,13 +194,20 @@ def _gradients(layers: Sequence[Layer], dtype: str) -> Program:
         wanted = {SOURCE_GRAD: source_grads + k, KERNEL_GRAD: kernel_grads + k}
         if k == 0:
             wanted[BIAS_GRAD] = bias
-        program.add_gradients(layer, given | wanted)
+        program.add_source_gradient(layer, given | wanted)
+        program.add_parameter_gradients(layer, given | wanted)
     return program
 
 
 def _upsample(layer: Layer, dtype: str) -> Program:
     program = Program(dtype)
     program.add(layer, {SOURCE: 0, KERNEL: 1, BIAS: 2, RESULT: 3})
+    return program
+
+
+def _upsample_gradient(layer: Layer, dtype: str) -> Program:
+    program = Program(dtype)
+    program.add_source_gradient(layer, {KERNEL: 0, RESULT_GRAD: 1, SOURCE_GRAD: 2})
     return program
 
 

@@ -123,25 +123,16 @@ class Program:
             memories[BIAS] = self._buffer(bias, buffers[BIAS])
         self._add_step(operator, memories)
 
-    def add_gradients(self, layer: Layer, buffers: Mapping[int, int]) -> None:
-        """Adds the gradients of a layer's image, and in float32 of kernel and bias.
+    def add_source_gradient(self, layer: Layer, buffers: Mapping[int, int]) -> None:
+        """Adds the gradient of a layer's image.
 
         Args:
-          layer: Whose gradients.
-          buffers: Index of the buffer of SOURCE, KERNEL, RESULT_GRAD, SOURCE_GRAD,
-            KERNEL_GRAD and, if wanted, BIAS_GRAD.
+          layer: Whose gradient.
+          buffers: Index of the buffer of KERNEL, RESULT_GRAD and SOURCE_GRAD.
         """
-        forward = self._forward(layer, _TRAINING, None, self._attributes(False))
-        self._add_source_gradient(layer, forward, buffers)
-        self._add_parameter_gradients(layer, forward, buffers)
-
-    def _add_source_gradient(
-        self, layer: Layer, forward: Handle, buffers: Mapping[int, int]
-    ) -> None:
         operator = self._backward(
             "data",
             layer,
-            forward,
             self._describe_source(layer),
             self._describe_any(layer.kernel_shape, self._dtype),
         )
@@ -152,16 +143,20 @@ class Program:
         }
         self._add_step(operator, memories)
 
-    def _add_parameter_gradients(
-        self, layer: Layer, forward: Handle, buffers: Mapping[int, int]
-    ) -> None:
+    def add_parameter_gradients(self, layer: Layer, buffers: Mapping[int, int]) -> None:
+        """Adds the gradients of a layer's kernel and bias, in float32.
+
+        Args:
+          layer: Whose gradients.
+          buffers: Index of the buffer of SOURCE, RESULT_GRAD, KERNEL_GRAD and, if
+            wanted, BIAS_GRAD.
+        """
         float32, bias = DTYPES["float32"], None
         if BIAS_GRAD in buffers:
             bias = self._describe((layer.features,), (0,), float32)
         operator = self._backward(
             "weights",
             layer,
-            forward,
             self._describe_source(layer),
             self._describe_any(layer.kernel_shape, float32),
             bias,
@@ -195,9 +190,8 @@ class Program:
             attributes,
         )
 
-    def _backward(
-        self, what: str, layer: Layer, forward: Handle, *described: Handle | None
-    ) -> Handle:
+    def _backward(self, what: str, layer: Layer, *described: Handle | None) -> Handle:
+        forward = self._forward(layer, _TRAINING, None, self._attributes(False))
         return self._library.create(
             f"{layer.kind}_backward_{what}_primitive_desc",
             self._library.engine,

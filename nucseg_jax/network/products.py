@@ -1,8 +1,8 @@
-"""3x3 convolution as matrix products, for what XLA's own does slowly on CPU.
+"""Convolutions as matrix products, for what XLA's own does slowly on CPU.
 
-Shifted copies of an image are multiplied with a kernel, or with a gradient to give the
-kernel's gradient, block by block of rows. Arrays are [B, H, W, C]; kernels are [rows,
-columns, C, F].
+3x3: shifted copies of an image are multiplied with a kernel, or with a gradient to give
+the kernel's gradient, block by block of rows. Arrays are [B, H, W, C]; kernels are
+[rows, columns, C, F].
 """
 
 from __future__ import annotations
@@ -54,6 +54,26 @@ def kernel_gradient(inputs: Arrays, grad: Array) -> Array:
         # Shifting the gradient one way is shifting the inputs the other way.
         return _sum_of_products(grad, inputs)[::-1, ::-1].swapaxes(2, 3)
     return _sum_of_products(jnp.concatenate(inputs, axis=-1), (grad,))
+
+
+def upsample_kernel_gradient(image: Array, grad: Array) -> Array:
+    """Computes the gradient of the kernel that makes 2x2 squares of pixels.
+
+    The two pixels of a square's row lie side by side in memory, as if they were one of
+    twice the channels: each row is one product, and nothing is copied.
+
+    Args:
+      image: [B, H, W, C].
+      grad: Gradient of the result, [B, 2H, 2W, F].
+
+    Returns:
+      [2, 2, C, F], float32.
+    """
+    batch, height, width, channels = image.shape
+    features = grad.shape[-1]
+    pairs = grad.reshape(batch, height, 2, width, 2 * features)
+    rows = jnp.stack([_product(image, pairs[:, :, row]) for row in range(2)])
+    return rows.reshape(2, channels, 2, features).swapaxes(1, 2)
 
 
 def _sum_of_products(shifted: Array, fixed: Arrays) -> Array:

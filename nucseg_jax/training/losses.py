@@ -13,11 +13,14 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from nucseg_jax.network.unet_plus_plus import combine_heads
 
 Array = jax.Array
 Loss = Callable[..., Array]
+
+_PIXELS = (0, 1, 2)  # All axes but that of targets.
 
 
 def binary_cross_entropy(
@@ -33,15 +36,7 @@ def binary_cross_entropy(
     Raises:
       ValueError: If shapes differ.
     """
-    _check_shapes(logits, mask)
-    logits, mask = logits.astype(jnp.float32), mask.astype(jnp.float32)
-    pixel_losses = -(
-        mask * jax.nn.log_sigmoid(logits) + (1 - mask) * jax.nn.log_sigmoid(-logits)
-    )
-    if valid is None:
-        return jnp.mean(pixel_losses)
-    num_pixels = jnp.maximum(jnp.sum(valid), 1) * pixel_losses[0].size
-    return jnp.sum(jnp.where(_rows(valid), pixel_losses, 0)) / num_pixels
+    return jnp.mean(_cross_entropy_of_targets(logits, mask, valid))
 
 
 def soft_dice_loss(
@@ -68,15 +63,7 @@ def soft_dice_loss(
       Milletari et al., V-Net, 2016 (arXiv:1606.04797); the sum over the batch and the
       single `smooth` are those of the Keras notebook re-created here.
     """
-    _check_shapes(logits, mask)
-    probs = jax.nn.sigmoid(logits.astype(jnp.float32))
-    mask = mask.astype(jnp.float32)
-    if valid is not None:
-        probs, mask = probs * _rows(valid), mask * _rows(valid)
-    axes = (0, 1, 2)
-    overlap = jnp.sum(probs * mask, axes)
-    total = jnp.sum(probs, axes) + jnp.sum(mask, axes)
-    return jnp.mean(1 - (2 * overlap + smooth) / (total + smooth))
+    return jnp.mean(_dice_of_targets(logits, mask, valid, smooth))
 
 
 def bce_dice_loss(logits: Array, mask: Array, *, valid: Array | None = None) -> Array:
@@ -99,24 +86,17 @@ def targets_loss(targets: Sequence[str]) -> Loss:
     Returns:
       `loss(logits, mask, valid=None)`.
     """
-    losses = [_TARGET_LOSSES[name] for name in targets]
+    is_mask = np.array([_IS_MASK[name] for name in targets])
 
     def loss(logits: Array, mask: Array, *, valid: Array | None = None) -> Array:
-        _check_shapes(logits, mask)
-        parts = [
-            channel_loss(logits[..., k : k + 1], mask[..., k : k + 1], valid=valid)
-            for k, channel_loss in enumerate(losses)
-        ]
-        return jnp.sum(jnp.stack(parts))
+        cross_entropy = _cross_entropy_of_targets(logits, mask, valid)
+        dice = _dice_of_targets(logits, mask, valid)
+        return jnp.sum(cross_entropy) + jnp.sum(dice, where=is_mask)
 
     return loss
 
 
-_TARGET_LOSSES: dict[str, Loss] = {
-    "foreground": bce_dice_loss,
-    "boundary": bce_dice_loss,
-    "distance": binary_cross_entropy,
-}
+_IS_MASK = {"foreground": True, "boundary": True, "distance": False}
 
 
 def average_supervision(
@@ -158,6 +138,35 @@ SUPERVISIONS: dict[str, Loss] = {
 def make_loss(supervision: str, targets: Sequence[str]) -> Loss:
     """Makes `loss(head_logits, mask, valid=None)` of a supervision and targets."""
     return functools.partial(SUPERVISIONS[supervision], loss=targets_loss(targets))
+
+
+def _cross_entropy_of_targets(logits: Array, mask: Array, valid: Array | None) -> Array:
+    """Cross-entropy of each target, averaged over pixels: [T]."""
+    _check_shapes(logits, mask)
+    logits, mask = logits.astype(jnp.float32), mask.astype(jnp.float32)
+    # The first two terms are 0 where the sign is right: what is left of the loss there
+    # is not rounded away beside a large logit.
+    pixel_losses = (
+        jnp.maximum(logits, 0) - logits * mask + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+    )
+    if valid is None:
+        return jnp.mean(pixel_losses, _PIXELS)
+    num_pixels = jnp.maximum(jnp.sum(valid), 1) * pixel_losses[0, ..., 0].size
+    return jnp.sum(jnp.where(_rows(valid), pixel_losses, 0), _PIXELS) / num_pixels
+
+
+def _dice_of_targets(
+    logits: Array, mask: Array, valid: Array | None, smooth: float = 1.0
+) -> Array:
+    """`soft_dice_loss` of each target: [T]."""
+    _check_shapes(logits, mask)
+    probs = jax.nn.sigmoid(logits.astype(jnp.float32))
+    mask = mask.astype(jnp.float32)
+    if valid is not None:
+        probs, mask = probs * _rows(valid), mask * _rows(valid)
+    overlap = jnp.sum(probs * mask, _PIXELS)
+    total = jnp.sum(probs, _PIXELS) + jnp.sum(mask, _PIXELS)
+    return 1 - (2 * overlap + smooth) / (total + smooth)
 
 
 def _check_shapes(logits: Array, mask: Array) -> None:
