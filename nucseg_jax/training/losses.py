@@ -144,10 +144,14 @@ def _cross_entropy_of_targets(logits: Array, mask: Array, valid: Array | None) -
     """Cross-entropy of each target, averaged over pixels: [T]."""
     _check_shapes(logits, mask)
     logits, mask = logits.astype(jnp.float32), mask.astype(jnp.float32)
-    # The first two terms are 0 where the sign is right: what is left of the loss there
-    # is not rounded away beside a large logit.
+    # Where a mask's sign is right, the first two terms are 0 exactly, and the small
+    # loss that is left there is not rounded away beside a large logit. At 0, both
+    # choices fall alike, so that the gradient there is sigmoid(0) - mask.
+    positive = logits >= 0
     pixel_losses = (
-        jnp.maximum(logits, 0) - logits * mask + jnp.log1p(jnp.exp(-jnp.abs(logits)))
+        jnp.where(positive, logits, 0)
+        - logits * mask
+        + jnp.log1p(jnp.exp(jnp.where(positive, -logits, logits)))
     )
     if valid is None:
         return jnp.mean(pixel_losses, _PIXELS)

@@ -153,6 +153,23 @@ def test_pooling_takes_maxima_and_shares_the_gradient_of_equals():
     np.testing.assert_array_equal(grad(image), plain_grad(image))
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_pooling_shares_among_equals_of_a_column_first(dtype):
+    """As the gradients of the two maxima do it that pooling consists of."""
+
+    def pool(image):
+        taller = jnp.maximum(image[:, ::2], image[:, 1::2])
+        return jnp.maximum(taller[:, :, ::2], taller[:, :, 1::2])
+
+    rng = np.random.default_rng(0)
+    image = jnp.asarray(rng.integers(0, 3, (2, 12, 8, 5)), dtype)
+    grad = jnp.asarray(rng.normal(size=(2, 6, 4, 5)), dtype)
+    (ours,) = jax.vjp(convolution.max_pool, image)[1](grad)
+    (theirs,) = jax.vjp(pool, image)[1](grad)
+    assert ours.dtype == dtype
+    np.testing.assert_array_equal(ours, theirs)
+
+
 def test_upsampling_has_the_gradients_of_the_transposed_convolution():
     rng = np.random.default_rng(0)
     shapes = (2, 5, 6, 4), (2, 2, 4, 3), (3,)

@@ -15,6 +15,15 @@ def test_one_pixel_kernel_gradient_by_hand():
     np.testing.assert_array_equal(result, expected)
 
 
+def test_kernel_gradient_of_squares_by_hand():
+    """Tap [r, c] has met every pixel, and with it pixel [r, c] of its square."""
+    image = jnp.zeros((1, 2, 3, 2)).at[0, 1, 2, 1].set(1.0)
+    grad = jnp.arange(48.0).reshape(1, 4, 6, 2)
+    result = products.upsample_kernel_gradient(image, grad)
+    np.testing.assert_array_equal(result[:, :, 0], 0)
+    np.testing.assert_array_equal(result[:, :, 1], grad[0, 2:4, 4:6])
+
+
 @pytest.mark.parametrize(
     "shape", [(2, 256, 256, 64), (10, 16, 16, 1024), (3, 7, 11, 5), (2, 512, 8, 32)]
 )

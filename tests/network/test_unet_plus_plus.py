@@ -1,3 +1,6 @@
+import hypothesis
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +8,7 @@ import pytest
 
 from nucseg_jax.network.unet_plus_plus import (
     UNetPlusPlus,
+    average_heads,
     combine_heads,
     prune,
     select_targets,
@@ -114,11 +118,34 @@ def test_combined_probability_is_the_mean_of_the_heads():
     np.testing.assert_allclose(probs, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("value", [-100.0, 100.0])
-def test_combined_logits_stay_exact_at_the_extremes(value):
-    np.testing.assert_allclose(
-        combine_heads(jnp.full((4, 1, 1, 1, 1), value)), value, rtol=1e-6
-    )
+def reference_combined(head_logits):
+    """Logits of the mean probability, and their gradients, between float64 logs."""
+    heads = np.asarray(head_logits, np.float64)
+    log_probs, log_complements = -np.logaddexp(0, -heads), -np.logaddexp(0, heads)
+    yes, no = np.logaddexp.reduce(log_probs), np.logaddexp.reduce(log_complements)
+    return yes - no, np.exp(log_probs + log_complements + np.log(len(heads)) - yes - no)
+
+
+LOGITS = st.floats(-1e4, 1e4, width=32) | st.floats(-20, 20, width=32)
+
+
+@hypothesis.given(hnp.arrays(np.float32, (3, 1, 1, 2, 1), elements=LOGITS))
+@hypothesis.example(np.full((3, 1, 1, 2, 1), -100, np.float32))
+@hypothesis.example(np.full((3, 1, 1, 2, 1), 100, np.float32))
+@hypothesis.example(np.zeros((3, 1, 1, 2, 1), np.float32))
+def test_combined_logits_are_exact_at_any_height(head_logits):
+    expected, expected_grad = reference_combined(head_logits)
+    logits, pull = jax.vjp(combine_heads, jnp.asarray(head_logits))
+    (grad,) = pull(jnp.ones_like(logits))
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(grad, expected_grad, rtol=1e-4, atol=1e-6)
+
+
+def test_average_of_heads_is_their_mean_probability():
+    head_logits = np.random.default_rng(0).normal(0, 5, (4, 2, 3, 3, 2))
+    probs = average_heads(jnp.asarray(head_logits, jnp.float32))
+    expected = (1 / (1 + np.exp(-head_logits))).mean(0)
+    np.testing.assert_allclose(probs, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("head", [1, 2, 3, 4])

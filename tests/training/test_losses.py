@@ -81,6 +81,15 @@ def test_gradients_are_those_of_the_value(loss):
     check_grads(lambda x: loss(x, mask), (logits,), order=1, modes=["rev"], eps=1e-2)
 
 
+def test_the_gradient_of_cross_entropy_is_probability_less_mask():
+    """At 0, too, where the formula has a corner on either side."""
+    logits = jnp.array([0, 0, 1e-8, -1e-8, 5, -5, 30, -100]).reshape(1, 2, 4, 1)
+    mask = jnp.array([0.0, 1, 0, 1, 1, 1, 0, 0]).reshape(1, 2, 4, 1)
+    grad = jax.grad(losses.binary_cross_entropy)(logits, mask)
+    expected = (reference.sigmoid(logits) - np.asarray(mask)) / 8
+    np.testing.assert_allclose(grad, expected, rtol=1e-5, atol=1e-12)
+
+
 @pytest.mark.parametrize("value", [-100.0, 100.0])
 @pytest.mark.parametrize("supervision", losses.SUPERVISIONS.values())
 def test_extreme_logits_give_finite_losses_and_gradients(value, supervision):
