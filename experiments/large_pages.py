@@ -19,12 +19,12 @@ def restart_with_large_pages() -> None:
     """Starts this program again with large pages, if it is one of this package's.
 
     Does nothing where the system gives large pages to all or to none, and where the
-    variable is set already, to this or to something else.
+    variable is set already, to this or to something else (empty counts as not set).
     """
     is_program = sys.orig_argv[1:2] == ["-m"] and sys.orig_argv[2].startswith(
         f"{__package__}."
     )
-    if is_program and _VARIABLE not in os.environ and _offered_on_request():
+    if is_program and not os.environ.get(_VARIABLE) and _offered_on_request():
         environment = {**os.environ, _VARIABLE: _VALUE}
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 

@@ -20,9 +20,12 @@ def started(monkeypatch, *, argv, variable=None, system="always [madvise] never"
     return calls
 
 
-def test_programs_start_again_with_the_same_arguments(monkeypatch):
+@pytest.mark.parametrize("variable", [None, ""])
+def test_programs_start_again_with_the_same_arguments(monkeypatch, variable):
     argv = ["python3", "-m", "experiments.train", "--workdir=runs/a b", ""]
-    [(program, arguments, environment)] = started(monkeypatch, argv=argv)
+    [(program, arguments, environment)] = started(
+        monkeypatch, argv=argv, variable=variable
+    )
     assert program == sys.executable
     assert arguments == [sys.executable, *argv[1:]]
     assert environment["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
