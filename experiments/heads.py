@@ -30,7 +30,7 @@ from nucseg_jax.config import Config, DecodingConfig, Mode
 from nucseg_jax.data.index import Example, load_subsets
 from nucseg_jax.evaluation import figures
 from nucseg_jax.evaluation.evaluate import evaluate
-from nucseg_jax.evaluation.tuning import tune_decoding
+from nucseg_jax.evaluation.tuning import can_tune, tune_decoding
 from nucseg_jax.files import replacing
 from nucseg_jax.inference.predictor import make_predict_fn
 from nucseg_jax.inference.segmenter import Segmenter, make_segmenter
@@ -134,8 +134,9 @@ def score_head(
     """
     segmenter = restored.segmenter(head)
     name = f"head {head or 'all'}"
-    tuning = tune_decoding(segmenter, tqdm.tqdm(val, f"tuning {name}", unit="image"))
-    if tuning:
+    if can_tune(val):
+        bar = tqdm.tqdm(val, desc=f"tuning {name}", unit="image")
+        tuning = tune_decoding(segmenter, bar)
         segmenter = restored.segmenter(head, tuning.decoding)
     bar = tqdm.tqdm(examples, desc=f"scoring {name}", unit="image")
     scores = evaluate(segmenter, bar, threshold=0.5)

@@ -25,12 +25,13 @@ from experiments.device import describe_machine, start_device
 from experiments.flags import DATA_SETTINGS, resolve_data
 from nucseg_jax import checkpoints as ckpt
 from nucseg_jax import pretrained
-from nucseg_jax.config import Config, Mode
+from nucseg_jax.config import Config, DecodingConfig, Mode
 from nucseg_jax.data import index, pipeline
+from nucseg_jax.evaluation.evaluate import evaluate
 from nucseg_jax.evaluation.figures import draw_curves
-from nucseg_jax.evaluation.tuning import tune_decoding
+from nucseg_jax.evaluation.tuning import can_tune, tune_decoding
 from nucseg_jax.files import replacing
-from nucseg_jax.inference.segmenter import make_segmenter
+from nucseg_jax.inference.segmenter import Segmenter, make_segmenter
 from nucseg_jax.network.unet_plus_plus import select_targets
 from nucseg_jax.training import history, loop, losses, optim, state, step
 from nucseg_jax.training.parallel import AgreedStop, Devices
@@ -213,25 +214,40 @@ def tune(
 ) -> None:
     """Tunes the decoding of the best checkpoint on validation, and keeps it there.
 
-    Of accurate and fast mode, the one with the better nuclei becomes the default.
+    Of accurate and fast mode, the one that does better becomes the default.
     """
     model, variables, config = ckpt.restore_for_inference(workdir)
     # Heads that were trained as an average are nothing by themselves.
     alone = config.train.supervision == "per_head"
-    tunings = []
+    scored = []
     for mode in get_args(Mode) if alone else ("accurate",):
         segmenter = make_segmenter(model, variables, config, mode=mode)
-        bar = tqdm.tqdm(examples, desc=f"tuning {mode} mode on val", unit="image")
-        tuning = tune_decoding(segmenter, stop.watch(bar))
-        if tuning is None:
-            print("  not tuned: the truth does not tell touching nuclei apart")
-            return
-        print(f"  instance mean AP {tuning.mean_ap:.4f}, untuned {tuning.before:.4f}")
-        decoding = dataclasses.replace(tuning.decoding, mode=mode)
-        tunings.append(dataclasses.replace(tuning, decoding=decoding))
-    best = max(tunings, key=lambda tuning: tuning.mean_ap)
+        score, decoding = _tune_mode(segmenter, mode, examples, stop)
+        scored.append((score, dataclasses.replace(decoding, mode=mode)))
+    _, best = max(scored, key=lambda pair: pair[0])
     if write:
-        ckpt.write_decoding(workdir, best.decoding)
+        ckpt.write_decoding(workdir, best)
+
+
+def _tune_mode(
+    segmenter: Segmenter, mode: str, examples: list[index.Example], stop: StopRequest
+) -> tuple[float, DecodingConfig]:
+    """Returns how good a mode is, and its decoding."""
+
+    def watched(verb: str) -> Iterator[index.Example]:
+        text = f"{verb} {mode} mode on val"
+        return stop.watch(tqdm.tqdm(examples, desc=text, unit="image"))
+
+    if not can_tune(examples):
+        iou = evaluate(segmenter, watched("scoring"), threshold=0.5).pooled()["iou"]
+        print(
+            f"  pixel IoU {iou:.4f}; decoding is not tuned: the truth does not tell "
+            "touching nuclei apart"
+        )
+        return iou, segmenter.decoding
+    tuning = tune_decoding(segmenter, watched("tuning"))
+    print(f"  instance mean AP {tuning.mean_ap:.4f}, untuned {tuning.before:.4f}")
+    return tuning.mean_ap, tuning.decoding
 
 
 def _restore_or_create(run: Run) -> tuple[state.TrainState, loop.Progress]:

@@ -46,7 +46,12 @@ class Tuning:
     before: float
 
 
-def tune_decoding(segmenter: Segmenter, examples: Iterable[Example]) -> Tuning | None:
+def can_tune(examples: Iterable[Example]) -> bool:
+    """Whether the truth of any example tells touching nuclei apart."""
+    return any(example.kind != "mask" for example in examples)
+
+
+def tune_decoding(segmenter: Segmenter, examples: Iterable[Example]) -> Tuning:
     """Searches the decoding of highest instance mean AP.
 
     Args:
@@ -54,12 +59,12 @@ def tune_decoding(segmenter: Segmenter, examples: Iterable[Example]) -> Tuning |
       examples: Validation examples; those whose truth does not tell touching nuclei
         apart are left out. Wrap them for a progress bar.
 
-    Returns:
-      None if no example tells nuclei apart.
+    Raises:
+      ValueError: If no example tells nuclei apart.
     """
     pairs = list(_predict_all(segmenter, examples))
     if not pairs:
-        return None
+        raise ValueError("no example tells touching nuclei apart")
 
     def score(decoding: DecodingConfig) -> float:
         return _mean_ap(pairs, segmenter.targets, decoding)

@@ -315,7 +315,7 @@ def make_validate(
 
 
 def choose_fast_head(head_ious: np.ndarray, accurate_iou: float) -> int:
-    """Chooses the head for fast mode: the cheapest that is nearly as good as all.
+    """Chooses the head for fast mode: the cheapest that is nearly as good as any.
 
     Args:
       head_ious: Pixel IoU of heads 1..L on validation, [L].
@@ -323,9 +323,10 @@ def choose_fast_head(head_ious: np.ndarray, accurate_iou: float) -> int:
 
     Returns:
       Column j of the first head, from 1, within `_FAST_MODE_TOLERANCE` of the
-      average; the best head if none is.
+      average and of the best head; the best head if none is.
     """
-    enough = head_ious >= accurate_iou - _FAST_MODE_TOLERANCE
+    best = max(accurate_iou, head_ious.max())
+    enough = head_ious >= best - _FAST_MODE_TOLERANCE
     return int(np.argmax(enough) if enough.any() else np.argmax(head_ious)) + 1
 
 

@@ -1,27 +1,32 @@
 """What training does at its end: thresholds for the better mode are kept."""
 
 import dataclasses
+import pathlib
+import types
 
 import pytest
 
 from experiments import training_run
 from nucseg_jax.checkpoints import restore_for_inference
 from nucseg_jax.config import DecodingConfig
+from nucseg_jax.data.index import Example
 from nucseg_jax.evaluation.tuning import Tuning
 from nucseg_jax.training.stopping import StopRequest
 from tests.test_checkpoints import CONFIG, create_state, save
 
-
-@pytest.mark.parametrize(
-    ("supervision", "mean_aps", "kept"),
+MODES = pytest.mark.parametrize(
+    ("supervision", "scores", "kept"),
     [
         ("per_head", {"accurate": 0.5, "fast": 0.6}, "fast"),
         ("per_head", {"accurate": 0.7, "fast": 0.6}, "accurate"),
         ("average", {"accurate": 0.5}, "accurate"),
     ],
 )
+
+
+@MODES
 def test_the_mode_with_the_better_nuclei_becomes_the_default(
-    tmp_path, monkeypatch, supervision, mean_aps, kept
+    tmp_path, monkeypatch, supervision, scores, kept
 ):
     train = dataclasses.replace(CONFIG.train, supervision=supervision)
     config = dataclasses.replace(CONFIG, train=train)
@@ -34,12 +39,39 @@ def test_the_mode_with_the_better_nuclei_becomes_the_default(
 
     def tune_decoding(mode, _):
         decoding = DecodingConfig(min_area=tried.index(mode))
-        return Tuning(decoding, mean_aps[mode], before=0.1)
+        return Tuning(decoding, scores[mode], before=0.1)
 
     monkeypatch.setattr(training_run, "make_segmenter", make_segmenter)
     monkeypatch.setattr(training_run, "tune_decoding", tune_decoding)
+    monkeypatch.setattr(training_run, "can_tune", lambda examples: True)
     training_run.tune(tmp_path, [], StopRequest())
-    assert tried == list(mean_aps)
+    assert tried == list(scores)
     _, _, restored = restore_for_inference(tmp_path)
     assert restored.decoding.mode == kept
     assert restored.decoding.min_area == tried.index(kept)
+
+
+@MODES
+def test_of_masks_the_mode_with_the_better_pixels_becomes_the_default(
+    tmp_path, monkeypatch, capsys, supervision, scores, kept
+):
+    """Binary masks tell no nuclei apart: there is nothing else to choose by."""
+    train = dataclasses.replace(CONFIG.train, supervision=supervision)
+    config = dataclasses.replace(CONFIG, train=train)
+    save(tmp_path, create_state(config), step=1, iou=0.5, config=config)
+    decoding = DecodingConfig(min_area=33)
+
+    def make_segmenter(*_, mode):
+        return types.SimpleNamespace(decoding=decoding, mode=mode)
+
+    def evaluate(segmenter, examples, *, threshold):
+        pooled = {"iou": scores[segmenter.mode]}
+        return types.SimpleNamespace(pooled=lambda: pooled)
+
+    monkeypatch.setattr(training_run, "make_segmenter", make_segmenter)
+    monkeypatch.setattr(training_run, "evaluate", evaluate)
+    mask = Example("a", pathlib.Path("a.png"), (pathlib.Path("mask.png"),), "mask", "a")
+    training_run.tune(tmp_path, [mask], StopRequest())
+    assert "decoding is not tuned" in capsys.readouterr().out
+    _, _, restored = restore_for_inference(tmp_path)
+    assert restored.decoding == dataclasses.replace(decoding, mode=kept)

@@ -50,6 +50,7 @@ def test_no_batch_is_an_error_not_a_nan():
         ([0.896, 0.85, 0.90, 0.90], 0.90, 1),
         ([0.80, 0.85, 0.83, 0.84], 0.90, 2),
         ([0.95, 0.85, 0.83, 0.84], 0.90, 1),
+        ([0.78, 0.87, 0.895, 0.9], 0.87, 3),
     ],
 )
 def test_fast_head_is_the_cheapest_that_is_good_enough(ious, accurate, chosen):
