@@ -235,7 +235,7 @@ def draw_heads(
     axes = figure.subplots()
     times = [1000 * row["s_per_image"] for row in heads.values()]
     ious = [row["iou"] for row in heads.values()]
-    axes.plot(times, ious, color=_VAL_COLOUR, marker="o", lw=1)
+    axes.plot(times, ious, "o", color=_VAL_COLOUR)
     for label, x, y in zip(heads, times, ious, strict=True):
         axes.annotate(label, (x, y), (0, 8), textcoords="offset points", ha="center")
     axes.set(xlabel="time of an image of 256 × 256 pixels, ms", ylabel="pixel IoU")
