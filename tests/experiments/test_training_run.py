@@ -24,13 +24,17 @@ MODES = pytest.mark.parametrize(
 )
 
 
+def save_run(workdir, supervision):
+    train = dataclasses.replace(CONFIG.train, supervision=supervision)
+    config = dataclasses.replace(CONFIG, train=train)
+    save(workdir, create_state(config), step=1, iou=0.5, config=config)
+
+
 @MODES
 def test_the_mode_with_the_better_nuclei_becomes_the_default(
     tmp_path, monkeypatch, supervision, scores, kept
 ):
-    train = dataclasses.replace(CONFIG.train, supervision=supervision)
-    config = dataclasses.replace(CONFIG, train=train)
-    save(tmp_path, create_state(config), step=1, iou=0.5, config=config)
+    save_run(tmp_path, supervision)
     tried = []
 
     def make_segmenter(*_, mode):
@@ -56,9 +60,7 @@ def test_of_masks_the_mode_with_the_better_pixels_becomes_the_default(
     tmp_path, monkeypatch, capsys, supervision, scores, kept
 ):
     """Binary masks tell no nuclei apart: there is nothing else to choose by."""
-    train = dataclasses.replace(CONFIG.train, supervision=supervision)
-    config = dataclasses.replace(CONFIG, train=train)
-    save(tmp_path, create_state(config), step=1, iou=0.5, config=config)
+    save_run(tmp_path, supervision)
     decoding = DecodingConfig(min_area=33)
 
     def make_segmenter(*_, mode):
