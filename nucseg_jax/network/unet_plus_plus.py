@@ -118,7 +118,7 @@ def combine_heads(head_logits: Array) -> Array:
     """Returns the logits of the mean of the heads' probabilities.
 
     They stay exact where a probability is within rounding of 0 or 1: both it and its
-    complement are sums of terms relative to about the largest one, so that none is lost.
+    complement are sums of terms relative to about the largest, so that none is lost.
 
     Args:
       head_logits: float32 [L, B, H, W, T].
