@@ -50,7 +50,9 @@ _SAVE = flags.DEFINE_list(
 )
 shared.mode()
 shared.threshold(
-    "Least probability of a nucleus's pixels; empty = as tuned.", default=""
+    "Least probability of a nucleus's pixels; empty = as tuned. If given, no nucleus "
+    "is dropped for its mean probability.",
+    default="",
 )
 shared.tta()
 shared.tile()

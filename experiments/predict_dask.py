@@ -37,7 +37,11 @@ shared.checkpoint(
 _INPUT = shared.source("The image, where all workers can read it.")
 _OUTPUT = shared.output("Folder for the results, where all workers can write.")
 shared.mode()
-shared.threshold("Least probability of a nucleus's pixels; empty = as tuned.", "")
+shared.threshold(
+    "Least probability of a nucleus's pixels; empty = as tuned. If given, no nucleus "
+    "is dropped for its mean probability.",
+    default="",
+)
 shared.tta()
 shared.tile()
 shared.dtype()

@@ -238,6 +238,9 @@ class DecodingConfig:
     )
     min_area: int = _setting(12, "Smaller nuclei are dropped.")
     max_hole: int = _setting(40, "Holes up to this area are filled.")
+    min_probability: float = _setting(
+        0.0, "Nuclei of a lower mean probability are dropped."
+    )
     mode: Mode = _setting(
         "accurate", "Heads that it was tuned for, used where no mode is named."
     )
@@ -245,7 +248,7 @@ class DecodingConfig:
     def __post_init__(self):
         _check_choice("method", self.method, Method)
         _check_choice("mode", self.mode, Mode)
-        for name in ("threshold", "marker_threshold", "peak_height"):
+        for name in ("threshold", "marker_threshold", "peak_height", "min_probability"):
             value = getattr(self, name)
             _check(0 <= value <= 1, f"{name} is {value}; it must be in [0, 1]")
         for name in ("min_area", "max_hole"):

@@ -61,6 +61,7 @@ OTHER = Config(
         peak_distance=9,
         min_area=30,
         max_hole=0,
+        min_probability=0.7,
         mode="fast",
     ),
 )
@@ -168,6 +169,7 @@ BAD = (
     (DecodingConfig, "threshold", 1.5),
     (DecodingConfig, "marker_threshold", -0.5),
     (DecodingConfig, "min_area", -1),
+    (DecodingConfig, "min_probability", 1.5),
     (DecodingConfig, "peak_distance", 0),
     (DecodingConfig, "peak_height", 2.0),
     (DecodingConfig, "smoothing", 0.0),

@@ -18,11 +18,12 @@ from nucseg_jax.inference.segmenter import Segmenter
 # nothing changes any more.
 _CHOICES: dict[str, Sequence[float]] = {
     "threshold": (0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7),
-    "peak_distance": (3, 5, 7, 10, 14),
-    "peak_height": (0.05, 0.1, 0.15, 0.2, 0.3),
+    "peak_distance": (3, 5, 7, 10, 14, 20),
+    "peak_height": (0.05, 0.1, 0.15, 0.2, 0.3, 0.4),
     "smoothing": (0.7, 1.0, 1.5, 2.0, 3.0),
     "marker_threshold": (0.0, 0.1, 0.2, 0.3),
     "min_area": (0, 12, 20, 30, 50),
+    "min_probability": (0.0, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85),
 }
 # Without meaning for a network of foreground alone.
 _LEARNED_DEPTH = ("peak_height", "smoothing", "marker_threshold")

@@ -41,7 +41,7 @@ def label_nuclei(
         labels = _components(foreground)
     else:
         labels = _flood(foreground, *_find_markers(channels, foreground, decoding))
-    return _drop_small(labels, decoding.min_area)
+    return _drop(labels, channels["foreground"], decoding)
 
 
 def _find_markers(
@@ -103,10 +103,15 @@ def _fill_holes(foreground: np.ndarray, max_hole: int) -> np.ndarray:
     return foreground | (areas <= max_hole)[background]
 
 
-def _drop_small(labels: np.ndarray, min_area: int) -> np.ndarray:
-    """Drops labels of fewer pixels and renumbers the others in their order."""
+def _drop(
+    labels: np.ndarray, probs: np.ndarray, decoding: DecodingConfig
+) -> np.ndarray:
+    """Drops small and doubtful labels and renumbers the others in their order."""
     areas = np.bincount(labels.ravel())
-    kept = areas >= max(min_area, 1)
+    kept = areas >= max(decoding.min_area, 1)
+    if decoding.min_probability:
+        sums = np.bincount(labels.ravel(), weights=probs.ravel())
+        kept &= sums >= decoding.min_probability * areas
     kept[0] = False
     return np.where(kept, np.cumsum(kept), 0).astype(np.int32)[labels]
 

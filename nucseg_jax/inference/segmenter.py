@@ -488,7 +488,8 @@ def load_segmenter(
         comes with the package; None = `pretrained.DEFAULT`.
       mode: "accurate" for the average of all heads, "fast" for the one that validation
         chose; None = the one of these that the thresholds were tuned for.
-      threshold: Least probability of a nucleus's pixels; None = as tuned.
+      threshold: Least probability of a nucleus's pixels; None = as tuned. If given,
+        no nucleus is dropped for its mean probability.
       tta: Views to average: 1, or 8 for all flips and quarter turns.
       tile: Side of the largest tile, pixels; smaller ones take less memory and more
         time. None = by the widths of network and image.
@@ -530,7 +531,10 @@ def make_segmenter(
     head = config.inference.fast_head or None
     decoding = config.decoding
     if threshold is not None:
-        decoding = dataclasses.replace(decoding, threshold=threshold)
+        # Who lowers it wants the faint nuclei, too.
+        decoding = dataclasses.replace(
+            decoding, threshold=threshold, min_probability=0.0
+        )
     return Segmenter(
         make_predict_fn(model, variables, mode or decoding.mode, head=head, tta=tta),
         config.data,

@@ -148,6 +148,21 @@ def test_small_nuclei_are_dropped(min_area, count):
     np.testing.assert_array_equal(np.unique(labels), np.arange(count + 1))
 
 
+@pytest.mark.parametrize(
+    ("min_probability", "count"), [(0, 3), (0.7, 3), (0.71, 2), (0.875, 2), (0.9, 1)]
+)
+def test_nuclei_of_a_low_mean_probability_are_dropped(min_probability, count):
+    """The mean decides, not the best pixel."""
+    foreground = np.zeros((20, 20), np.float32)
+    foreground[1:5, 1:5] = 0.75
+    foreground[1:5, 3:5] = 1
+    foreground[8:12, 1:5] = 0.9375
+    foreground[14:18, 1:5] = [0.5, 0.5, 0.8125, 1]
+    labels = label_nuclei(foreground, min_probability=min_probability)
+    np.testing.assert_array_equal(np.unique(labels), np.arange(count + 1))
+    assert labels[9, 2] > 0
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     st.integers(0, 2**16),

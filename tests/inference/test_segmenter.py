@@ -227,6 +227,7 @@ def test_load_segmenter_uses_what_the_checkpoint_holds(
     config = Config(
         data=DataConfig(framing="resize", size=16, **PLAIN),
         inference=InferenceConfig(fast_head=fast_head),
+        decoding=DecodingConfig(min_probability=0.8),
     )
     folders = []
 
@@ -236,8 +237,10 @@ def test_load_segmenter_uses_what_the_checkpoint_holds(
 
     monkeypatch.setattr(segmenter_module, "restore_for_inference", restore)
     segment = load_segmenter("runs/some", mode=mode, threshold=0.25)
-    assert folders == [pathlib.Path("runs/some")]
+    # A threshold of one's own is the only one.
     assert segment.decoding == DecodingConfig(threshold=0.25)
+    assert load_segmenter("runs/some").decoding == config.decoding
+    assert folders == 2 * [pathlib.Path("runs/some")]
     image = np.random.default_rng(0).random((16, 16, 3), np.float32)
     image = np.round(image * 255) / np.float32(255)
     expected = make_predict_fn(model, variables, mode, head=head)(image[None])[0]
