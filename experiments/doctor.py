@@ -95,18 +95,19 @@ def check_shared_memory() -> list[str]:
     return []
 
 
-def check_network() -> list[str]:
-    """Reports a damaged network of the package."""
+def check_networks() -> list[str]:
+    """Reports damaged networks of the package."""
     try:
         from nucseg_jax import pretrained
 
-        print(f"network in the box: {pretrained.resolve(None).name}, whole")
+        for name in pretrained.NAMES:
+            print(f"network in the box: {pretrained.resolve(name).name}, whole")
     except (ImportError, ValueError) as error:
         return [str(error)]
     return []
 
 
-_CHECKS = (check_packages, check_cv2, check_device, check_shared_memory, check_network)
+_CHECKS = (check_packages, check_cv2, check_device, check_shared_memory, check_networks)
 
 
 def _version(name: str) -> str:

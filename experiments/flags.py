@@ -47,13 +47,14 @@ SETTINGS = [
 ]
 
 
-def checkpoint(
-    meaning: str = "Folder of a trained run, or the name of a network that comes with "
-    "the project: small.",
-    *,
-    required: bool = True,
-) -> flags.FlagHolder:
-    """Asks for the flag --checkpoint."""
+def checkpoint(meaning: str = "", *, required: bool = True) -> flags.FlagHolder:
+    """Asks for the flag --checkpoint: a run or one of the project's networks."""
+    if not meaning:
+        default = "" if required else "; if not given, base on a GPU and small on a CPU"
+        meaning = (
+            "Folder of a trained run, or the name of a network that comes with the "
+            f"project (small, base){default}."
+        )
     return _once(flags.DEFINE_string, "checkpoint", None, meaning, required=required)
 
 

@@ -22,7 +22,12 @@ from absl import flags
 from experiments import flags as shared
 from experiments import results
 from experiments.device import start_device
-from experiments.prediction import read_network, read_options, read_settings
+from experiments.prediction import (
+    choose_checkpoint,
+    read_network,
+    read_options,
+    read_settings,
+)
 from nucseg_jax import pretrained
 from nucseg_jax.inference import outputs
 from nucseg_jax.inference.run import (
@@ -35,11 +40,7 @@ from nucseg_jax.inference.run import (
 from nucseg_jax.inference.segmenter import Segmenter, TellTiles, load_segmenter
 from nucseg_jax.inference.streams import PlaneInfo
 
-_CHECKPOINT = shared.checkpoint(
-    "Folder of a trained run, or the name of a network that comes with the project; "
-    f"{pretrained.DEFAULT} if none is named.",
-    required=False,
-)
+shared.checkpoint(required=False)
 _INPUT = shared.source("Image, or folder searched with its subfolders.")
 _OUTPUT = shared.output("Folder for the results.")
 _SAVE = flags.DEFINE_list(
@@ -84,12 +85,11 @@ def main() -> int:
     options = read_options(_SAVE.value)
     jobs = select_shard(find_jobs(_INPUT.value), _NUM_SHARDS.value, _SHARD_INDEX.value)
     folder = pathlib.Path(_OUTPUT.value)
-    segmenter = load_segmenter(**read_network())
-    results.check_settings(folder, read_settings())
-    outputs.remove_leftovers(folder)
     print(start_device())
-    if not _CHECKPOINT.value:
-        print(f"network: {pretrained.DEFAULT}, which comes with the project")
+    checkpoint = choose_checkpoint(pretrained.choose)
+    segmenter = load_segmenter(**read_network(checkpoint))
+    results.check_settings(folder, read_settings(checkpoint))
+    outputs.remove_leftovers(folder)
     outcomes = segment_all(jobs, segmenter, folder, options)
     failed = [outcome for outcome in outcomes if outcome.error]
     results.write_failures(folder, failed, _NUM_SHARDS.value, _SHARD_INDEX.value)

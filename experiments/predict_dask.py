@@ -18,22 +18,24 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import tqdm
 from absl import flags
 
 from experiments import flags as shared
 from experiments import results
 from experiments.device import describe_device
-from experiments.prediction import read_network, read_options, read_settings
+from experiments.prediction import (
+    choose_checkpoint,
+    read_network,
+    read_options,
+    read_settings,
+)
 from nucseg_jax import pretrained
 from nucseg_jax.inference import outputs
 from nucseg_jax.inference.run import find_jobs
 
-shared.checkpoint(
-    "Folder of a trained run, or the name of a network that comes with the project; "
-    f"{pretrained.DEFAULT} if none is named.",
-    required=False,
-)
+shared.checkpoint(required=False)
 _INPUT = shared.source("The image, where all workers can read it.")
 _OUTPUT = shared.output("Folder for the results, where all workers can write.")
 shared.mode()
@@ -77,11 +79,15 @@ def main() -> None:
             raise
         raise ValueError("Dask is not installed: pip install distributed") from error
     options = read_options(cluster.SAVE)
-    network = block_tasks.Network(**read_network())
     folder = pathlib.Path(_OUTPUT.value)
-    results.check_settings(folder, read_settings() | {"block": _BLOCK.value})
-    outputs.remove_leftovers(folder)
+    # This process computes nothing: a GPU is the workers', and so is the choice by it.
+    jax.config.update("jax_platforms", "cpu")
     with _connect() as client:
+        checkpoint = choose_checkpoint(client.submit(pretrained.choose).result)
+        network = block_tasks.Network(**read_network(checkpoint))
+        settings = read_settings(checkpoint) | {"block": _BLOCK.value}
+        results.check_settings(folder, settings)
+        outputs.remove_leftovers(folder)
         for job in find_jobs(os.path.abspath(_INPUT.value)):
             outcome = cluster.segment_image(
                 client,

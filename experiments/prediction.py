@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import flags
 
 from experiments.flags import parse_threshold
 from nucseg_jax import pretrained
+from nucseg_jax.checkpoints import read_digest
 from nucseg_jax.inference.run import Options
 
 
@@ -33,12 +34,17 @@ def read_options(save: Sequence[str]) -> Options:
     )
 
 
-def read_network() -> dict[str, Any]:
-    """Reads from the flags what `load_segmenter` takes, in any working directory."""
+def read_network(checkpoint: str) -> dict[str, Any]:
+    """Reads from the flags what `load_segmenter` takes, in any working directory.
+
+    Args:
+      checkpoint: The one that is named, or chosen.
+    """
     values = flags.FLAGS
-    name = values.checkpoint
+    if os.path.isdir(checkpoint):
+        checkpoint = os.path.abspath(checkpoint)
     return {
-        "checkpoint": os.path.abspath(name) if name and os.path.isdir(name) else name,
+        "checkpoint": checkpoint,
         "mode": values.mode or None,
         "threshold": parse_threshold(values.threshold) if values.threshold else None,
         "tta": int(values.tta),
@@ -47,8 +53,12 @@ def read_network() -> dict[str, Any]:
     }
 
 
-def read_settings() -> dict[str, Any]:
-    """Reads from the flags what results depend on, to be kept beside them."""
+def read_settings(checkpoint: str) -> dict[str, Any]:
+    """Reads from the flags what results depend on, to be kept beside them.
+
+    Args:
+      checkpoint: The one that is named, or chosen.
+    """
     names = (
         "mode",
         "threshold",
@@ -59,7 +69,15 @@ def read_settings() -> dict[str, Any]:
         "channel",
         "axes",
     )
-    checkpoint = pretrained.resolve(flags.FLAGS.checkpoint).absolute()
-    return {"checkpoint": str(checkpoint)} | {
-        name: flags.FLAGS[name].value for name in names
-    }
+    folder = pretrained.resolve(checkpoint).absolute()
+    network = {"checkpoint": str(folder), "network": read_digest(folder)[:16]}
+    return network | {name: flags.FLAGS[name].value for name in names}
+
+
+def choose_checkpoint(choose: Callable[[], str]) -> str:
+    """Returns the checkpoint that is named; else chooses a network and tells which."""
+    if flags.FLAGS.checkpoint:
+        return flags.FLAGS.checkpoint
+    name = choose()
+    print(f"network: {name}, which comes with the project")
+    return name

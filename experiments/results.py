@@ -11,9 +11,8 @@ from typing import Any
 from nucseg_jax.files import TEXT, replacing
 from nucseg_jax.inference.outputs import merge_tables
 from nucseg_jax.inference.outputs.page import write_report
+from nucseg_jax.inference.outputs.summaries import SETTINGS
 from nucseg_jax.inference.run import Outcome
-
-_SETTINGS = "settings.json"
 
 
 def check_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
@@ -22,7 +21,7 @@ def check_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
     Raises:
       ValueError: If the folder holds results of other settings.
     """
-    path = folder / _SETTINGS
+    path = folder / SETTINGS
     if not path.exists():
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(settings, indent=2) + "\n")
@@ -43,7 +42,7 @@ def read_settings(folder: pathlib.Path) -> dict[str, Any]:
     Raises:
       ValueError: If the folder holds no results, or damaged settings.
     """
-    path = folder / _SETTINGS
+    path = folder / SETTINGS
     if not path.is_file():
         raise ValueError(f"{folder}: holds no results of experiments.predict")
     try:
@@ -55,9 +54,15 @@ def read_settings(folder: pathlib.Path) -> dict[str, Any]:
 def write_failures(
     folder: pathlib.Path, failed: Sequence[Outcome], num_shards: int, shard_index: int
 ) -> None:
-    """Writes the files that could not be finished; none leave no file behind."""
+    """Writes the files that could not be finished; none leave no file behind.
+
+    What runs with another number of shards have left is out of date.
+    """
     shard = f"_{shard_index}_of_{num_shards}" if num_shards > 1 else ""
     path = folder / f"failed{shard}.csv"
+    current = {path, *folder.glob(f"failed_*_of_{num_shards}.csv")}
+    for older in set(folder.glob("failed*.csv")) - current:
+        older.unlink(missing_ok=True)
     if not failed:
         path.unlink(missing_ok=True)
         return

@@ -186,6 +186,21 @@ def read_fingerprints(directory: str | pathlib.Path) -> dict[str, str]:
         return _restore_checked(manager, step, "position").get("data", {})
 
 
+def read_digest(directory: str | pathlib.Path) -> str:
+    """Returns a SHA-256 of what `restore_for_inference` returns, reading no array.
+
+    Raises:
+      CheckpointError: As `restore_for_inference`.
+    """
+    with _quiet_orbax(), _open_for_reading(directory) as manager:
+        step = _choose_step(manager, "best")
+        with _naming(_path(manager, step)):
+            digests = _restore_json(manager, step, "digests")
+            saved = [digests["state"], digests["config"]]
+    decoding = _read_decoding(pathlib.Path(directory))
+    return digest_json([*saved, decoding and dataclasses.asdict(decoding)])
+
+
 def export_for_inference(
     directory: str | pathlib.Path, target: str | pathlib.Path
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import hashlib
 import os
 import pathlib
@@ -88,7 +89,14 @@ def remove_leftovers(folder: pathlib.Path, *, older_than: float = DAY) -> int:
       How many were removed.
     """
     latest = time.time() - older_than
-    found = [p for p in folder.rglob(_TEMPORARY) if p.lstat().st_mtime < latest]
-    for path in found:
-        remove(path)
-    return len(found)
+    count = 0
+    # os.walk passes over what other processes rename or remove meanwhile.
+    for parent, folders, names in os.walk(folder):
+        temporary = fnmatch.filter(folders + names, _TEMPORARY)
+        folders[:] = set(folders) - set(temporary)
+        for path in (pathlib.Path(parent, name) for name in temporary):
+            with contextlib.suppress(FileNotFoundError):
+                if path.lstat().st_mtime < latest:
+                    remove(path)
+                    count += 1
+    return count

@@ -13,7 +13,13 @@ import numpy as np
 import pytest
 
 from nucseg_jax import checkpoints as ckpt
-from nucseg_jax.config import Config, InferenceConfig, ModelConfig, TrainConfig
+from nucseg_jax.config import (
+    Config,
+    DecodingConfig,
+    InferenceConfig,
+    ModelConfig,
+    TrainConfig,
+)
 from nucseg_jax.inference.predictor import make_predict_fn
 from nucseg_jax.training import losses
 from nucseg_jax.training.optim import create_optimizer
@@ -82,6 +88,20 @@ def assert_same(first, second):
     assert [key for key, _ in first] == [key for key, _ in second]
     for (_, a), (_, b) in zip(first, second, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_the_digest_tells_networks_and_their_decoding_apart(tmp_path):
+    """It is that of what inference gets, wherever it lies."""
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        save(tmp_path / name, create_state(seed=seed), step=1, iou=0.5)
+    digests = {name: ckpt.read_digest(tmp_path / name) for name in "abc"}
+    assert digests["a"] == digests["b"] != digests["c"]
+    ckpt.write_decoding(tmp_path / "b", DecodingConfig(min_area=77))
+    assert ckpt.read_digest(tmp_path / "b") != digests["a"]
+    save(tmp_path / "a", create_state(seed=2), step=2, iou=0.4)
+    assert ckpt.read_digest(tmp_path / "a") == digests["a"]
+    save(tmp_path / "a", create_state(seed=2), step=3, iou=0.6)
+    assert ckpt.read_digest(tmp_path / "a") != digests["a"]
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pathlib
 import time
 
 import numpy as np
@@ -95,6 +96,23 @@ def test_leftovers_are_removed_once_they_are_old(tmp_path):
     assert young.exists() and result.exists()
     assert files.remove_leftovers(tmp_path, older_than=-1) == 1
     assert not young.exists()
+
+
+def test_leftovers_may_vanish_while_they_are_looked_for(tmp_path, monkeypatch):
+    """Other shards rename theirs at any moment."""
+    paths = [files.temporary_path(tmp_path / name) for name in "abc"]
+    for path in paths:
+        path.touch()
+    lstat = pathlib.Path.lstat
+
+    def too_late(path):
+        if path == paths[1]:
+            path.unlink()
+        return lstat(path)
+
+    monkeypatch.setattr(pathlib.Path, "lstat", too_late)
+    assert files.remove_leftovers(tmp_path, older_than=-1) == 2
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_is_removed_while_others_clear_up_in_it(tmp_path, monkeypatch):

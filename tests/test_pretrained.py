@@ -31,10 +31,19 @@ def test_a_network_is_whole_small_and_says_what_it_is(name):
     assert ckpt.restore_for_inference(folder)[2].data.data_dir == ""
 
 
-def test_no_checkpoint_means_the_default_network():
+@pytest.mark.parametrize(
+    ("backend", "name"), [("cpu", "small"), ("gpu", "base"), ("tpu", "base")]
+)
+def test_no_checkpoint_means_the_network_for_the_device(monkeypatch, backend, name):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert pretrained.resolve(None) == pretrained.resolve(name)
+    assert pretrained.resolve("") == pretrained.resolve(name)
+
+
+def test_without_a_name_the_network_for_this_device_is_loaded():
     image = read_image(ROOT / "experiments/sample_data/images/514ccfc7.png")
     found = load_segmenter()(image)
-    named = load_segmenter(pretrained.DEFAULT)(image)
+    named = load_segmenter(pretrained.choose())(image)
     assert found.labels.max() > 10
     np.testing.assert_array_equal(found.labels, named.labels)
 

@@ -23,7 +23,7 @@ _CHOICES: dict[str, Sequence[float]] = {
     "smoothing": (0.7, 1.0, 1.5, 2.0, 3.0),
     "marker_threshold": (0.0, 0.1, 0.2, 0.3),
     "min_area": (0, 12, 20, 30, 50),
-    "min_probability": (0.0, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85),
+    "min_probability": (0.0, 0.6, 0.65, 0.7, 0.75, 0.8),
 }
 # Without meaning for a network of foreground alone.
 _LEARNED_DEPTH = ("peak_height", "smoothing", "marker_threshold")

@@ -36,7 +36,7 @@ from nucseg_jax.inference.blocks import Block, Blocks, assemble, claim
 from nucseg_jax.inference.outputs.labels_zarr import CHUNK
 from nucseg_jax.inference.outputs.nuclei import Nuclei
 from nucseg_jax.inference.outputs.tables import format_rows
-from nucseg_jax.inference.run import Job, Options, describe, open_job
+from nucseg_jax.inference.run import Job, Options, describe, open_job, take_stamp
 from nucseg_jax.inference.segmenter import Segmenter, choose_halo, make_segmenter
 from nucseg_jax.inference.streams import PlaneInfo, Window
 
@@ -46,9 +46,12 @@ _loading = threading.Lock()
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """What is told of a network, see `load_segmenter`; a process loads it once."""
+    """What is told of a network, see `load_segmenter`; a process loads it once.
 
-    checkpoint: str | None = None
+    It is named, as machines with other devices would choose another one.
+    """
+
+    checkpoint: str
     mode: Mode | None = None
     threshold: float | None = None
     tta: int = 1
@@ -131,12 +134,13 @@ def describe_planes(job: Job, options: Options, network: Network) -> list[Descri
     segmenter, digest = _load(network)
     found = []
     with open_job(job, options) as planes:
+        stamp = take_stamp(job.image)
         for plane in planes:
             segmenter.check_regions(plane)
             scale = options.scale or segmenter.choose_scale(plane.pixel_size)
             found.append(
                 Description(
-                    info=describe(job, plane, segmenter.targets),
+                    info=describe(job, plane, segmenter.targets, stamp),
                     suffix=plane.suffix,
                     scale=scale,
                     halo=choose_halo(scale),
@@ -263,8 +267,9 @@ def _find_nuclei(work: Work, block: Block, plane: Plane, before: list[Block]) ->
     """Predicts and decodes a block, and keeps what is its own."""
     segmenter, digest = _load(work.network)
     if digest != work.digest:
-        name = work.network.checkpoint or pretrained.DEFAULT
-        raise ValueError(f"{name}: is another network on {socket.gethostname()}")
+        raise ValueError(
+            f"{work.network.checkpoint}: is another network on {socket.gethostname()}"
+        )
     blocks = work.blocks
     rows, columns = region = blocks.region(block)
     probs = segmenter.predict_region(

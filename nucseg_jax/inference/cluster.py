@@ -84,7 +84,7 @@ def segment_image(
     outcome = Outcome(job)
     for index, plane in enumerate(planes):
         name = job.name.with_name(job.name.name + plane.suffix)
-        if is_done(run.output, name, job, options):
+        if is_done(run.output, name, plane.info, SAVE):
             outcome = dataclasses.replace(outcome, num_skipped=outcome.num_skipped + 1)
             continue
         count = run.segment_plane(Source(job, index, options), plane, name)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from nucseg_jax.data.errors import ImageError
 from nucseg_jax.data.planes import ZARR_SUFFIX, Plane, can_open, open_planes
 from nucseg_jax.inference import outputs
-from nucseg_jax.inference.outputs.summaries import summary_path
+from nucseg_jax.inference.outputs import summaries
 from nucseg_jax.inference.segmenter import Segmenter, TellTiles
 from nucseg_jax.inference.streams import PlaneInfo, Window
 
@@ -91,11 +91,12 @@ class Options:
 def find_jobs(source: str | os.PathLike) -> list[Job]:
     """Lists the images of a file or folder, subfolders included, in name order.
 
-    Results keep the image's name; where two would share one, as of a.jpg and a.tif,
-    the ending stays in it.
+    Subfolders with results of earlier runs are left out. Results keep the image's
+    name; where two would share one, as of a.jpg and a.tif, the ending stays in it.
 
     Raises:
-      ImageError: If there is no such file or folder, or no image in it.
+      ImageError: If there is no such file or folder, no image in it, or a folder that
+        may not be read.
     """
     root = pathlib.Path(source)
     if root.is_file() or (root.is_dir() and _is_zarr(root.name)):
@@ -197,13 +198,14 @@ class _Run:
         outcome = Outcome(job)
         try:
             with open_job(job, self._options) as planes:
+                stamp = take_stamp(job.image)
                 for plane in planes:
-                    outcome = self._count_plane(outcome, plane)
+                    outcome = self._count_plane(outcome, plane, stamp)
         except ImageError as error:
             return dataclasses.replace(outcome, error=str(error))
         return outcome
 
-    def _count_plane(self, outcome: Outcome, plane: Plane) -> Outcome:
+    def _count_plane(self, outcome: Outcome, plane: Plane, stamp: str) -> Outcome:
         job = outcome.job
         name = job.name.with_name(job.name.name + plane.suffix)
         if self._claims.setdefault(name, job) is not job:
@@ -211,21 +213,23 @@ class _Run:
                 f"{job.image}: its results would have the name {name} of those of "
                 f"{self._claims[name].image}; rename one of the files"
             )
-        if is_done(self._output, name, job, self._options):
+        info = describe(job, plane, self._segmenter.targets, stamp)
+        if is_done(self._output, name, info, self._options.save):
             return dataclasses.replace(outcome, num_skipped=outcome.num_skipped + 1)
         is_large = plane.shape[0] * plane.shape[1] > _LARGE_PLANE
         with self._one_large_plane if is_large else contextlib.nullcontext():
-            count = self._segment_plane(job, plane, name)
+            count = self._segment_plane(plane, info, name)
         return dataclasses.replace(
             outcome,
             num_planes=outcome.num_planes + 1,
             num_nuclei=outcome.num_nuclei + count,
         )
 
-    def _segment_plane(self, job: Job, plane: Plane, name: pathlib.PurePath) -> int:
+    def _segment_plane(
+        self, plane: Plane, info: PlaneInfo, name: pathlib.PurePath
+    ) -> int:
         """Segments a plane and writes its products; returns the number of nuclei."""
         scale = self._options.scale or self._segmenter.choose_scale(plane.pixel_size)
-        info = describe(job, plane, self._segmenter.targets)
         count, started = 0, time.perf_counter()
         with (
             self._watch(info) as tell_tiles,
@@ -259,7 +263,26 @@ def open_job(job: Job, options: Options) -> Iterator[list[Plane]]:
         yield planes
 
 
-def describe(job: Job, plane: Plane, targets: tuple[str, ...]) -> PlaneInfo:
+def take_stamp(image: pathlib.Path) -> str:
+    """Tells size and last change of a file, or of all files of an OME-Zarr together.
+
+    Results belong to a file as it was: where it lies may change, this not.
+
+    Raises:
+      ImageError: If it cannot be looked at.
+    """
+    try:
+        files = [image]
+        if image.is_dir():
+            files = [path for path in image.rglob("*") if path.is_file()]
+        states = [path.stat() for path in files]
+    except OSError as error:
+        raise ImageError(f"{image}: {error.strerror}") from error
+    latest = max((state.st_mtime_ns for state in states), default=0)
+    return f"{sum(state.st_size for state in states)} bytes, {latest} ns"
+
+
+def describe(job: Job, plane: Plane, targets: tuple[str, ...], stamp: str) -> PlaneInfo:
     """Tells what outputs need to know of a plane of a file."""
     return PlaneInfo(
         name=(job.relative.parent / plane.name).as_posix(),
@@ -269,26 +292,54 @@ def describe(job: Job, plane: Plane, targets: tuple[str, ...]) -> PlaneInfo:
         channels=plane.channels,
         pixel_size=plane.pixel_size,
         targets=targets,
+        stamp=stamp,
     )
 
 
 def is_done(
-    output: pathlib.Path, name: pathlib.PurePath, job: Job, options: Options
+    output: pathlib.Path, name: pathlib.PurePath, info: PlaneInfo, save: Sequence[str]
 ) -> bool:
-    """Tells whether all products are there, and newer than the image."""
-    if not outputs.is_finished(output, name, options.save):
-        return False
-    finished = summary_path(output, name).stat().st_mtime
-    return finished >= job.image.stat().st_mtime
+    """Tells whether all products of a plane of this very file are there.
+
+    Raises:
+      ImageError: If results of another file have that name.
+    """
+    if outputs.is_finished(output, name, save, info.stamp):
+        return True
+    _check_name_is_free(output, name, info)
+    return False
+
+
+def _check_name_is_free(
+    output: pathlib.Path, name: pathlib.PurePath, info: PlaneInfo
+) -> None:
+    """Lets results of the same file, which has changed, be replaced, but no others."""
+    with contextlib.suppress(FileNotFoundError, summaries.SummaryError):
+        summary = summaries.read_summary(summaries.summary_path(output, name))
+        before = pathlib.Path(summary["source"])
+        is_same = info.stamp == summary["stamp"]
+        if not is_same and before.absolute() != info.source.absolute():
+            raise ImageError(
+                f"{info.source}: {output} holds the results of {before} under the same "
+                f"name, {name}: give another --output"
+            )
 
 
 def _walk_images(root: pathlib.Path) -> Iterator[pathlib.PurePath]:
     """Yields the images below a folder, relative to it; hidden ones are left out."""
-    for folder, subfolders, names in os.walk(root):
+
+    def refuse(error: OSError) -> None:
+        raise ImageError(f"{error.filename}: cannot be searched ({error.strerror})")
+
+    for folder, subfolders, names in os.walk(root, onerror=refuse):
         found = [name for name in subfolders if _is_zarr(name)]
         # An OME-Zarr is a folder, and one image.
         subfolders[:] = [
-            name for name in subfolders if name not in found and name[0] != "."
+            name
+            for name in subfolders
+            if name not in found
+            and name[0] != "."
+            and not outputs.holds_results(pathlib.Path(folder, name))
         ]
         found += [name for name in names if can_open(pathlib.Path(name))]
         for name in found:

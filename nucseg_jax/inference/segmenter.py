@@ -485,7 +485,7 @@ def load_segmenter(
 
     Args:
       checkpoint: The folder that training wrote to, or the name of a network that
-        comes with the package; None = `pretrained.DEFAULT`.
+        comes with the package; None = "small" on a CPU, "base" on a GPU.
       mode: "accurate" for the average of all heads, "fast" for the one that validation
         chose; None = the one of these that the thresholds were tuned for.
       threshold: Least probability of a nucleus's pixels; None = as tuned. If given,

@@ -27,6 +27,7 @@ class PlaneInfo:
       channels: Names of the raw channels.
       pixel_size: Micrometres a pixel; None = unknown.
       targets: Names of the probabilities' channels.
+      stamp: Of the file, see `run.take_stamp`; "" = unknown.
     """
 
     name: str
@@ -36,6 +37,7 @@ class PlaneInfo:
     channels: tuple[str, ...]
     pixel_size: float | None
     targets: tuple[str, ...]
+    stamp: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

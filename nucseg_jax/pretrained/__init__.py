@@ -10,13 +10,19 @@ import hashlib
 import os
 import pathlib
 
+import jax
+
 from nucseg_jax.checkpoints import CheckpointError
 from nucseg_jax.files import replacing
 
-NAMES = ("small",)
-DEFAULT = "small"
+NAMES = ("small", "base")
 
 _SUMS = "SHA256SUMS"
+
+
+def choose() -> str:
+    """Names the network for JAX's device: "small" on a CPU, "base" on any other."""
+    return "small" if jax.default_backend() == "cpu" else "base"
 
 
 def resolve(checkpoint: str | os.PathLike | None) -> pathlib.Path:
@@ -24,12 +30,12 @@ def resolve(checkpoint: str | os.PathLike | None) -> pathlib.Path:
 
     Args:
       checkpoint: A folder, or one of `NAMES` where there is no folder of that name;
-        None or "" = `DEFAULT`.
+        None or "" = the one that `choose` names.
 
     Raises:
       CheckpointError: If a network of the package is damaged.
     """
-    name = os.fspath(checkpoint or DEFAULT)
+    name = os.fspath(checkpoint or choose())
     path = pathlib.Path(name)
     if checkpoint and (name not in NAMES or path.is_dir()):
         return path

@@ -5,8 +5,10 @@ import pathlib
 
 import pytest
 
-from experiments.prediction import read_network, read_settings
+from experiments import results
+from experiments.prediction import choose_checkpoint, read_network, read_settings
 from nucseg_jax.inference.block_tasks import Network
+from nucseg_jax.inference.run import Job, Outcome
 from nucseg_jax.inference.streams import PlaneInfo
 
 INFO = PlaneInfo("sub/a.tif", pathlib.Path("a.tif"), 9, 9, ("0",), None, ("x",))
@@ -58,5 +60,29 @@ def test_an_image_that_is_soon_done_has_no_bar(show_tiles, capsys):
 
 def test_what_the_flags_say_of_the_network_reaches_a_cluster_too(load_program):
     load_program("predict_dask", "--input=in", "--output=out", "--dtype=bfloat16")
-    assert Network(**read_network()) == Network(dtype="bfloat16")
-    assert read_settings()["dtype"] == "bfloat16"
+    assert Network(**read_network("small")) == Network("small", dtype="bfloat16")
+    assert read_settings("small")["dtype"] == "bfloat16"
+
+
+def test_a_network_is_chosen_and_told_where_none_is_named(load_program, capsys):
+    load_program("predict", "--input=in", "--output=out")
+    assert choose_checkpoint(lambda: "base") == "base"
+    assert capsys.readouterr().out == "network: base, which comes with the project\n"
+
+
+def test_a_named_network_is_taken(load_program, capsys):
+    load_program("predict", "--input=in", "--output=out", "--checkpoint=runs/mine")
+    assert choose_checkpoint(lambda: "base") == "runs/mine"
+    assert not capsys.readouterr().out
+
+
+def test_failures_of_other_numbers_of_shards_are_forgotten(tmp_path):
+    job = Job(pathlib.Path("a"), pathlib.PurePath("a"), pathlib.PurePath("a"))
+    failed = [Outcome(job, error="damaged")]
+    for shards in ((8, 3), (8, 5), (2, 0)):
+        results.write_failures(tmp_path, failed, *shards)
+    assert [path.name for path in tmp_path.iterdir()] == ["failed_0_of_2.csv"]
+    results.write_failures(tmp_path, failed, 2, 1)
+    assert len(list(results.read_failures(tmp_path))) == 2
+    results.write_failures(tmp_path, [], 1, 0)
+    assert not list(tmp_path.iterdir())

@@ -16,6 +16,7 @@ from nucseg_jax.data.images import MAX_PIXELS, ImageError, read_image
 from nucseg_jax.inference import segmenter as segmenter_module
 from nucseg_jax.inference.run import Options, find_jobs, segment_files, select_shard
 from nucseg_jax.inference.segmenter import Segmenter
+from tests.data.files import write_ome_zarr
 from tests.helpers import disc_image
 
 
@@ -85,6 +86,32 @@ def test_a_file_may_be_named_itself(tmp_path):
 def test_folders_are_no_images(tmp_path):
     touch(tmp_path, "a.png/b.tif")
     assert named(tmp_path) == {"a.png/b.tif": "a.png/b"}
+
+
+def test_results_below_the_images_are_no_images(tmp_path):
+    """A folder that holds its own results can be searched again."""
+    touch(tmp_path, "a.png", "results/settings.json", "results/tables/a.json")
+    touch(tmp_path, "results/labels/a.tif", "results/overlays/a.png", "tables/b.png")
+    touch(tmp_path, "sub/settings.json", "sub/c.png")
+    assert named(tmp_path) == {
+        "a.png": "a",
+        "sub/c.png": "sub/c",
+        "tables/b.png": "tables/b",
+    }
+
+
+def test_a_folder_that_may_not_be_read_is_an_error(tmp_path, monkeypatch):
+    touch(tmp_path, "a.png", "secret/b.png")
+    scandir = os.scandir
+
+    def refuse(path):
+        if pathlib.Path(path).name == "secret":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ImageError, match="secret: cannot be searched .Permission"):
+        find_jobs(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["missing", "missing/a.png"])
@@ -190,6 +217,45 @@ def test_a_missing_product_and_a_changed_image_are_made_anew(
     again = run(folder, segmenter, out)
     assert [o.num_planes for o in again] == [1, 1, 0, 0]
     assert (out / "labels/a.tif").is_file()
+
+
+def test_results_of_one_folder_are_never_taken_for_those_of_another(
+    segmenter, tmp_path
+):
+    """Microscopes number their files anew every day."""
+    out = tmp_path / "out"
+    for seed, day in enumerate(("day 1", "day 2")):
+        (tmp_path / day).mkdir()
+        gray, _ = disc_image(48, seed=seed, num_discs=seed + 2)
+        PIL.Image.fromarray(gray).save(tmp_path / day / "image_001.png")
+    (first,) = run(tmp_path / "day 1", segmenter, out)
+    before = (out / "labels/image_001.tif").read_bytes()
+    (second,) = run(tmp_path / "day 2", segmenter, out)
+    assert first.num_planes == 1 and not second.num_planes and not second.num_skipped
+    assert "day 1/image_001.png under the same name" in second.error
+    assert "another --output" in second.error
+    assert (out / "labels/image_001.tif").read_bytes() == before
+
+
+def test_images_may_move_and_stay_finished(folder, segmenter, network, tmp_path):
+    run(folder, segmenter, tmp_path / "out")
+    calls = network.calls
+    moved = folder.rename(tmp_path / "elsewhere")
+    outcomes = run(moved, segmenter, tmp_path / "out")
+    assert sum(outcome.num_skipped for outcome in outcomes) == 3
+    assert network.calls == calls
+
+
+def test_a_changed_chunk_of_an_ome_zarr_is_noticed(segmenter, tmp_path):
+    gray, _ = disc_image(48, seed=0)
+    image = write_ome_zarr(tmp_path / "in/a.zarr", gray, "yx", chunks=(16, 16))
+    out = tmp_path / "out"
+    assert [o.num_planes for o in run(tmp_path / "in", segmenter, out)] == [1]
+    assert [o.num_planes for o in run(tmp_path / "in", segmenter, out)] == [0]
+    chunk = max(path for path in image.rglob("*") if path.is_file())
+    later = chunk.stat().st_mtime + 10
+    os.utime(chunk, (later, later))
+    assert [o.num_planes for o in run(tmp_path / "in", segmenter, out)] == [1]
 
 
 def test_another_product_is_added_to_finished_files(folder, segmenter, tmp_path):

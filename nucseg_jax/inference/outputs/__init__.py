@@ -21,6 +21,7 @@ from nucseg_jax.inference.outputs.products import (
 )
 from nucseg_jax.inference.outputs.summaries import (
     SummaryError,
+    holds_results,
     is_finished,
     merge_tables,
     read_summaries,
@@ -36,6 +37,7 @@ __all__ = [
     "WriterGroup",
     "check_save",
     "create_writers",
+    "holds_results",
     "is_finished",
     "mask_picture",
     "merge_tables",

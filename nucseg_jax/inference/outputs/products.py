@@ -141,7 +141,8 @@ def create_writers(
     """Creates the writers of one plane's files.
 
     A thumbnail for the report and the summary are always among them. The summary comes
-    last: its presence means that the plane is done.
+    last: its presence means that the plane is done. It also lists what was made of the
+    same file before.
 
     Args:
       save: Names of products, see `PRODUCTS`.
@@ -159,7 +160,9 @@ def create_writers(
         raise ValueError(f"{name}: is no name of a result inside the output folder")
     wanted = [product for product in PRODUCTS if product.name in save]
     paths = {p: p.path(folder, name, info) for p in [*wanted, _THUMBNAIL]}
-    outputs = {p.name: path.relative_to(folder).as_posix() for p, path in paths.items()}
+    outputs = summaries.find_outputs(folder, name, info.stamp) | {
+        p.name: path.relative_to(folder).as_posix() for p, path in paths.items()
+    }
     source = NucleiSource(info)
     writers: list[Writer] = []
     try:

@@ -12,6 +12,7 @@ from typing import Any
 from nucseg_jax.files import TEXT, replacing
 
 TABLES = "tables"
+SETTINGS = "settings.json"
 # What `summary.csv` takes over from summaries, after the image's name.
 SUMMARY_COLUMNS = (
     "source",
@@ -36,15 +37,39 @@ def summary_path(folder: pathlib.Path, name: pathlib.PurePath) -> pathlib.Path:
     return folder / TABLES / name.with_name(f"{name.name}.json")
 
 
+def holds_results(folder: pathlib.Path) -> bool:
+    """Tells if a folder is the output folder of a run."""
+    return (folder / SETTINGS).is_file() and (folder / TABLES).is_dir()
+
+
 def is_finished(
-    folder: pathlib.Path, name: pathlib.PurePath, save: Sequence[str]
+    folder: pathlib.Path, name: pathlib.PurePath, save: Sequence[str], stamp: str = ""
 ) -> bool:
-    """Tells if all products in `save` of an image are there."""
+    """Tells if all products in `save` of an image are there; see `find_outputs`."""
+    found = find_outputs(folder, name, stamp)
+    return bool(found) and all(product in found for product in save)
+
+
+def find_outputs(
+    folder: pathlib.Path, name: pathlib.PurePath, stamp: str
+) -> dict[str, str]:
+    """Finds the products of an image that are there.
+
+    Args:
+      folder: The output folder.
+      name: Of the image's results.
+      stamp: Of the image's file; products of another one do not count.
+
+    Returns:
+      Product -> its file, relative to the output folder.
+    """
     try:
-        outputs = read_summary(summary_path(folder, name))["outputs"]
+        summary = read_summary(summary_path(folder, name))
     except (SummaryError, FileNotFoundError):
-        return False
-    return all(p in outputs and (folder / outputs[p]).exists() for p in save)
+        return {}
+    if summary["stamp"] != stamp:
+        return {}
+    return {p: f for p, f in summary["outputs"].items() if (folder / f).exists()}
 
 
 def read_summary(path: pathlib.Path) -> dict[str, Any]:
@@ -56,7 +81,8 @@ def read_summary(path: pathlib.Path) -> dict[str, Any]:
     """
     try:
         summary = json.loads(path.read_text(**TEXT))
-        return {"name": summary["name"], "outputs": summary["outputs"], **summary}
+        needed = {key: summary[key] for key in ("name", "source", "stamp", "outputs")}
+        return needed | summary
     except (ValueError, TypeError, KeyError) as error:
         raise SummaryError(
             f"{path}: is no summary of an image; delete it and run again"
@@ -97,6 +123,8 @@ def merge_tables(folder: pathlib.Path) -> int:
                 tables.append((summary["name"], folder / summary["outputs"]["table"]))
     if tables:
         _merge_nuclei(tables, folder / "nuclei.csv")
+    else:
+        (folder / "nuclei.csv").unlink(missing_ok=True)
     return count
 
 

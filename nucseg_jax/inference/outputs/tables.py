@@ -133,6 +133,7 @@ def summarize(info: PlaneInfo, areas: np.ndarray) -> dict[str, Any]:
     return {
         "name": info.name,
         "source": str(info.source),
+        "stamp": info.stamp,
         "height": info.height,
         "width": info.width,
         "pixel_size": info.pixel_size,

@@ -40,6 +40,29 @@ def test_an_image_is_finished_when_all_that_is_asked_for_is_there(tmp_path, plan
     assert summaries.is_finished(tmp_path, NAME, ["table"])
 
 
+def test_what_was_made_before_stays_listed(tmp_path, plane):
+    run(tmp_path, "b/c", plane, save=["labels", "table"], stamp="1 byte")
+    run(tmp_path, "b/c", plane, save=["mask"], stamp="1 byte")
+    assert summaries.is_finished(
+        tmp_path, NAME, ["labels", "table", "mask"], stamp="1 byte"
+    )
+    assert summaries.merge_tables(tmp_path) == 1
+    assert len(read_rows(tmp_path / "nuclei.csv")) > 1
+
+
+def test_products_of_another_file_do_not_count(tmp_path, plane):
+    run(tmp_path, "b/c", plane, save=["labels", "table"], stamp="1 byte")
+    summaries.merge_tables(tmp_path)
+    assert not summaries.is_finished(tmp_path, NAME, ["labels"], stamp="2 bytes")
+    run(tmp_path, "b/c", plane, save=["mask"], stamp="2 bytes")
+    assert summaries.find_outputs(tmp_path, NAME, "2 bytes").keys() == {
+        "mask",
+        "thumbnail",
+    }
+    summaries.merge_tables(tmp_path)
+    assert not (tmp_path / "nuclei.csv").exists()
+
+
 @pytest.mark.parametrize("text", ["", '{"name": "a"', "[]", "null", '{"name": "a"}'])
 def test_a_damaged_summary_is_not_finished_and_an_error_to_merge(tmp_path, plane, text):
     run(tmp_path, "b/c", plane)
