@@ -52,7 +52,8 @@ def intensity_range(plane: Plane) -> tuple[float, float] | None:
 
     These are the 0.1th and 99.9th percentile of the segmented channels together, or 0
     and 1 for floats within. The plane is read band by band. Percentiles are exact up to
-    2^24 finite values; of more, every n-th is taken, evenly over the plane.
+    2^24 finite values; of more, those of every n-th pixel are taken, evenly over the
+    plane.
 
     Args:
       plane: To be read once, as a whole.
@@ -68,21 +69,26 @@ def intensity_range(plane: Plane) -> tuple[float, float] | None:
     num_values = plane.shape[0] * plane.shape[1] * len(plane.segmented)
     stride = -(-num_values // _EXACT_VALUES)
     sampled, ends, num_seen = [], [], 0
-    for values in _read_bands(plane):
-        ends.extend(_ends(_finite(values)))
-        # A copy, or every band would stay in memory.
-        sampled.append(_finite(values[-num_seen % stride :: stride]).copy())
-        num_seen += values.size
+    for pixels in _read_bands(plane):
+        ends.extend(_ends(_finite(pixels.ravel())))
+        # All channels of a pixel: every n-th value may be of the same channel. A copy,
+        # or every band would stay in memory.
+        chosen = pixels[-num_seen % stride :: stride].ravel()
+        sampled.append(_finite(chosen).copy())
+        num_seen += len(pixels)
     return _find_range(np.concatenate(sampled), ends)
 
 
 def _read_bands(plane: Plane) -> Iterator[np.ndarray]:
-    """Reads the segmented values from top to bottom, some million at a time, [n]."""
+    """Reads the segmented channels from top to bottom, [pixels, channels].
+
+    Some million values at a time.
+    """
     height, width, num_channels = plane.shape
     step = max(_BAND_VALUES // (width * num_channels), 1)
     for top in range(0, height, step):
         band = plane.read(slice(top, min(top + step, height)))
-        yield band[..., list(plane.segmented)].ravel()
+        yield band[..., list(plane.segmented)].reshape(-1, len(plane.segmented))
 
 
 def _drop_alpha(pixels: np.ndarray) -> np.ndarray:

@@ -94,12 +94,14 @@ def _flood(
 
 
 def _fill_holes(foreground: np.ndarray, max_hole: int) -> np.ndarray:
-    """Fills holes of up to `max_hole` pixels."""
+    """Fills holes of up to `max_hole` pixels; what is open to the edge is no hole."""
     if not max_hole:
         return foreground
     background = _components(~foreground)
     areas = np.bincount(background.ravel())
     areas[0] = max_hole + 1
+    for edge in (background[0], background[-1], background[:, 0], background[:, -1]):
+        areas[edge] = max_hole + 1
     return foreground | (areas <= max_hole)[background]
 
 

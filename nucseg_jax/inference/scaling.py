@@ -134,12 +134,17 @@ def _resample(
         for start, source in zip(starts, source_starts, strict=True)
     ]
     matrix = np.array([[1 / scale, 0, offsets[1]], [0, 1 / scale, offsets[0]]])
-    result = cv2.warpAffine(
-        pixels,
-        matrix,
-        size[::-1],
-        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-        borderMode=cv2.BORDER_REPLICATE,
-    )
+    # Of two channels, OpenCV refuses rows of 32,767 pixels and more; of one it does not.
+    channels = cv2.split(pixels) if pixels.shape[-1] == 2 else [pixels]
+    results = [
+        cv2.warpAffine(
+            channel,
+            matrix,
+            size[::-1],
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+        for channel in channels
+    ]
     # OpenCV drops a last axis of length one.
-    return result.reshape(*size, pixels.shape[-1])
+    return np.dstack(results).reshape(*size, pixels.shape[-1])

@@ -235,7 +235,8 @@ class Segmenter:
         """
         shape = plane.shape[:2]
         look = colour_reader(plane, intensity_range(plane))
-        height, width = (max(round(n / scale), 1) for n in _CORE)
+        # No higher for a small scale: rows of the whole width are kept.
+        height, width = (max(round(n / max(scale, 1)), 1) for n in _CORE)
         found = windows.find_nuclei(
             self._predict_plane(plane, look, scale, tell_tiles),
             shape,
@@ -359,7 +360,7 @@ class Segmenter:
             return
         scaled = scaling.scaled_shape(shape, scale)
         read = scaling.scaled_reader(read, shape, scale)
-        bands = self._predict_bands(read, scaled, tell_tiles)
+        bands = self._predict_bands(read, scaled, tell_tiles, width=shape[1])
         yield from scaling.restore_rows(bands, scaled, shape, scale)
 
     def _prepared_reader(
@@ -394,6 +395,8 @@ class Segmenter:
         read: scaling.ReadRegion,
         shape: tuple[int, int],
         tell_tiles: TellTiles,
+        *,
+        width: int = 0,
     ) -> Iterator[np.ndarray]:
         """Predicts tile by tile: float32 [rows, W, T], from top to bottom.
 
@@ -401,17 +404,19 @@ class Segmenter:
           read: Rows and columns to prepared uint8 [h, w, 3].
           shape: Height and width of the image.
           tell_tiles: Called before the first tile and after each.
+          width: Of the image before it was scaled, whose rows wait to be finished; 0 =
+            it was not.
         """
-        grid = self._plan(shape)
+        grid = self._plan(shape, max(width, shape[1]))
         tiles = (self._predict_tile(read, shape, grid, place) for place in grid.tiles)
         told = _tell_each(_fetch_behind(tiles), len(grid.tiles), tell_tiles)
         for top, probs in tiling.stitch(grid, read_ahead(told, _TILES_AHEAD)):
             yield probs[: max(shape[0] - top, 0), : shape[1]]
 
-    def _plan(self, shape: tuple[int, int]) -> tiling.Grid:
+    def _plan(self, shape: tuple[int, int], width: int) -> tiling.Grid:
         """Places tiles, all of one size, and few sizes for images of many."""
         tile = self._tile or tiling.largest_tile(
-            shape[1], features=self._features, num_targets=len(self.targets)
+            width, features=self._features, num_targets=len(self.targets)
         )
         if self._config.framing == "resize":
             step, largest = self._multiple, max(shape) + self._multiple

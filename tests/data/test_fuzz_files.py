@@ -90,6 +90,7 @@ def check_plane(plane) -> np.ndarray:
     pixels = plane.read(rows, columns)
     assert pixels.shape == (rows.stop, columns.stop, len(plane.channels))
     assert pixels.dtype == plane.dtype
+    assert pixels.any(), "black"
     assert plane.pixel_size is None or 0 < plane.pixel_size < np.inf
     if plane.shape[0] * plane.shape[1] <= MAX_PIXELS:
         seen = pixels[..., list(plane.segmented)]

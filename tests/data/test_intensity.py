@@ -98,16 +98,24 @@ def test_only_the_sample_is_kept(monkeypatch):
     assert peak < 4e6  # Of the 32 MB of the plane.
 
 
-@given(seed=st.integers(0, 99), limit=st.integers(100, 5000))
-def test_of_many_values_every_nth_is_taken(seed, limit):
+@given(
+    seed=st.integers(0, 99),
+    limit=st.integers(100, 5000),
+    channels=st.sampled_from([1, 3]),
+)
+def test_of_many_pixels_every_nth_is_taken(seed, limit, channels):
     rng = np.random.default_rng(seed)
-    values = rng.integers(0, 65536, (61, 37, 1), dtype=np.uint16)
+    values = rng.integers(0, 65536, (61, 37, channels), dtype=np.uint16)
+    # No channel stands for the others.
+    values[..., 1:] //= 64
     stride = -(-values.size // limit)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(intensity, "_EXACT_VALUES", limit)
         patch.setattr(intensity, "_BAND_VALUES", 37 * int(rng.integers(1, 20)))
-        found = intensity_range(plane_of(values))
-    np.testing.assert_allclose(found, percentiles(values.ravel()[::stride]))
+        found = intensity_range(plane_of(values, tuple(range(channels))))
+    np.testing.assert_allclose(
+        found, percentiles(values.reshape(-1, channels)[::stride])
+    )
 
 
 @given(

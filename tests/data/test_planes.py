@@ -614,7 +614,8 @@ def test_pixel_size_of_ome_tiff(tmp_path, metadata, expected):
         ("\\u00B5m", (2, 2), 0.5),
         ("nm", (0.004, 0.004), 0.25),
         ("mm", (4000, 4000), 0.25),
-        ("inch", (300, 300), 25_400 / 300),
+        ("inch", (101_600, 101_600), 0.25),
+        ("inch", (300, 300), None),  # Of a print that ImageJ saved again.
         ("pixel", (4, 4), None),
         ("", (4, 4), None),
     ),

@@ -6,6 +6,7 @@ each picture, or what the message says.
 
 import contextlib
 import io
+import json
 import os
 import pathlib
 import re
@@ -667,6 +668,16 @@ def ome_zarr_without_chunks(folder):
     for chunk in (path / "0").glob("[0-9]*"):
         chunk.unlink()
     return path, "lacks all chunks"
+
+
+@refused
+def ome_zarr_whose_chunks_have_other_names_than_it_says(folder):
+    path = write_ome_zarr(folder / "a.zarr", GRAY, "yx", chunks=(16, 16))
+    metadata = path / "0" / ".zarray"
+    settings = json.loads(metadata.read_text())
+    assert settings["dimension_separator"] == "."
+    metadata.write_text(json.dumps(settings | {"dimension_separator": "/"}))
+    return path, "lacks all chunks, or they have other names .* such as 0/0"
 
 
 @refused

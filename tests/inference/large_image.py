@@ -1,6 +1,6 @@
 """Segments one large image in a process of its own, and tells what it took.
 
-    python large_image.py FOLDER HEIGHT WIDTH narrow|small TILE
+    python large_image.py FOLDER HEIGHT WIDTH narrow|small TILE SCALE
 
 The network has the width and targets of the narrow one or of `small`; TILE 0 lets
 the segmenter choose. Prints JSON: nuclei, seconds, peak memory, and the seconds that
@@ -103,7 +103,12 @@ def seconds_a_pixel(predict_fn, tile: int) -> float:
 
 
 def main(
-    folder: pathlib.Path, height: int, width: int, network: str, tile: int
+    folder: pathlib.Path,
+    height: int,
+    width: int,
+    network: str,
+    tile: int,
+    scale: float,
 ) -> None:
     path = folder / "large.tif"
     write_image(path, (height, width))
@@ -118,7 +123,8 @@ def main(
         framing="crop", clahe_clip_limit=0, normalization="stretch", targets=targets
     )
     segmenter = Segmenter(predict_fn, config, depth=model.depth, tile=tile)
-    options = Options(save=("labels", "table"), max_pixels=1 << 28)
+    save = ("labels", "mask", "overlay", "table")
+    options = Options(save=save, scale=scale, max_pixels=1 << 28)
     start = time.perf_counter()
     (outcome,) = segment_files(find_jobs(path), segmenter, folder / "out", options)
     seconds = time.perf_counter() - start
@@ -130,12 +136,19 @@ def main(
                 "seconds": round(seconds, 1),
                 "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
                 "tile": tile,
-                "bare_network_seconds": round(bare * height * width, 1),
+                "bare_network_seconds": round(bare * height * width * scale**2, 1),
             }
         )
     )
 
 
 if __name__ == "__main__":
-    folder, height, width, network, tile = sys.argv[1:]
-    main(pathlib.Path(folder), int(height), int(width), network, int(tile))
+    folder, height, width, network, tile, scale = sys.argv[1:]
+    main(
+        pathlib.Path(folder),
+        int(height),
+        int(width),
+        network,
+        int(tile),
+        float(scale),
+    )

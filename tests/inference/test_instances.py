@@ -181,10 +181,19 @@ def test_any_probabilities_give_a_sound_label_image(seed, shape, num_targets):
     assert np.bincount(labels.ravel())[1:].min(initial=3) >= 3
 
 
+def test_a_notch_at_the_edge_is_no_hole():
+    mask = np.ones((20, 20), np.float32)
+    mask[8:11, :3] = 0
+    mask[0, 5] = 0
+    np.testing.assert_array_equal(label_nuclei(mask, max_hole=40), mask)
+
+
 @pytest.mark.parametrize("num_targets", [1, 2, 3])
 @pytest.mark.parametrize("value", [0, 1])
-def test_one_value_everywhere(num_targets, value):
-    probs = np.full((30, 40, num_targets), value, np.float32)
+@pytest.mark.parametrize("shape", [(30, 40), (6, 6), (1, 1)])
+def test_one_value_everywhere(num_targets, value, shape):
+    """Also of images smaller than a hole."""
+    probs = np.full((*shape, num_targets), value, np.float32)
     names = TARGET_NAMES[:num_targets]
-    labels = instances.label_nuclei(probs, names, DecodingConfig())
-    np.testing.assert_array_equal(labels, np.full((30, 40), value))
+    labels = instances.label_nuclei(probs, names, DecodingConfig(min_area=0))
+    np.testing.assert_array_equal(labels, np.full(shape, value))

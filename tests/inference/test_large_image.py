@@ -11,8 +11,8 @@ import tifffile
 HERE = pathlib.Path(__file__).parent
 
 
-def segment(folder, height, width, *, network, tile=0):
-    arguments = [folder, height, width, network, tile]
+def segment(folder, height, width, *, network, tile=0, scale=1.0):
+    arguments = [folder, height, width, network, tile, scale]
     command = [sys.executable, str(HERE / "large_image.py"), *arguments]
     result = subprocess.run(
         list(map(str, command)),
@@ -40,11 +40,16 @@ def test_nuclei_of_many_tiles_are_counted_once(tmp_path):
 # Memory depends on the width: three rows of tiles take as much as any number of them.
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("height", "width", "network"),
-    [(20_000, 20_000, "narrow"), (3050, 20_000, "small"), (4200, 8000, "small")],
+    ("height", "width", "network", "scale"),
+    [
+        (20_000, 20_000, "narrow", 1),
+        (3050, 20_000, "small", 1),
+        (4200, 8000, "small", 1),
+        (5000, 20_000, "small", 0.5),
+    ],
 )
-def test_large_images_fit_into_two_gibibytes(tmp_path, height, width, network):
-    told = segment(tmp_path, height, width, network=network)
+def test_large_images_fit_into_two_gibibytes(tmp_path, height, width, network, scale):
+    told = segment(tmp_path, height, width, network=network, scale=scale)
     print(told)
     check_labels(tmp_path, height, width, told["nuclei"])
     assert told["peak_mib"] <= 2048

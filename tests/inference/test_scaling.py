@@ -64,3 +64,14 @@ def test_shrinking_averages_fine_grain():
     image[::2] = 255
     read = scaling.scaled_reader(lambda r, c: image[r, c], (200, 200), 0.25)
     assert abs(read(slice(5, 45), slice(5, 45)).astype(float) - 127.5).max() < 12
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_rows_may_be_longer_than_opencv_likes(channels):
+    """It counts pixels by 16 bits."""
+    result = np.random.default_rng(0).random((2, 40_000, channels), np.float32)
+    (restored,) = scaling.restore_rows([result], (2, 40_000), (3, 50_000), 0.8)
+    assert restored.shape == (3, 50_000, channels)
+    part = result[:, 39_000:]
+    (expected,) = scaling.restore_rows([part], (2, 1000), (3, 1250), 0.8)
+    np.testing.assert_allclose(restored[:, -1000:], expected[:, -1000:], atol=0.05)

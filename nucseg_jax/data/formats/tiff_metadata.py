@@ -9,7 +9,7 @@ import tifffile
 
 from nucseg_jax.data.formats.units import combine_sides, micrometres
 
-# Other programs write the resolution of a print, hundreds of micrometres a pixel.
+# Programs write, and ImageJ keeps, the resolution of a print: 85 µm a pixel at 300 dpi.
 _COARSEST_MICROSCOPE = 10.0
 
 _RESOLUTION_UNITS = {2: "inch", 3: "cm"}
@@ -38,8 +38,8 @@ def pixel_size(tiff: tifffile.TiffFile, series: int) -> float | None:
     else:
         unit_code = tiff.series[series].keyframe.tags.valueof(296, 2)
         sizes = _resolution(tiff, _RESOLUTION_UNITS.get(unit_code, ""))
-        if any(size > _COARSEST_MICROSCOPE for size in sizes if size):
-            return None
+    if any(size > _COARSEST_MICROSCOPE for size in sizes if size):
+        return None
     return combine_sides(sizes)
 
 

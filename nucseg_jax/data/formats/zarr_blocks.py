@@ -11,6 +11,7 @@ import functools
 import itertools
 import math
 import pathlib
+import re
 import struct
 
 import numpy as np
@@ -19,7 +20,6 @@ import zarr
 from nucseg_jax.data import errors
 from nucseg_jax.data.formats import regions
 
-_METADATA_FILES = ("zarr.json", ".zarray", ".zattrs", ".zgroup", ".zmetadata")
 _SMALLEST_BLOCK_SIDE = 1024  # Smaller chunks are read several at once.
 _BLOSC_HEADER_BYTES = 16  # The last four of which tell the length with the header.
 
@@ -98,10 +98,19 @@ class ZarrBlocks:
         channels = chunk[self._places["C"]] if "C" in self._places else 1
         wide = -(-channels // 4)  # More than RGBA weighs more than a pixel.
         errors.check_size(self._path, math.prod(chunk) // channels * wide, max_pixels)
-        if all(file.name in _METADATA_FILES for file in self._folder.iterdir()):
+        if not any(map(self._is_chunk, self._folder.rglob("*"))):
+            first = self._array.metadata.encode_chunk_key((0,) * self._array.ndim)
             raise errors.ImageError(
-                f"{self._path}: holds no pixels, it lacks all chunks"
+                f"{self._path}: holds no pixels, it lacks all chunks, or they have other "
+                f"names than its metadata say, such as {first}"
             )
+
+    def _is_chunk(self, file: pathlib.Path) -> bool:
+        """Tells if a file has the name of a chunk: others are read by nobody."""
+        key = file.relative_to(self._folder).as_posix()
+        place = tuple(map(int, re.findall(r"\d+", key)))
+        is_place = len(place) == self._array.ndim
+        return is_place and self._array.metadata.encode_chunk_key(place) == key
 
     def _load(self, index: tuple[int, ...], i: int, j: int) -> np.ndarray:
         if self._is_closed:
