@@ -134,7 +134,7 @@ def _resample(
         for start, source in zip(starts, source_starts, strict=True)
     ]
     matrix = np.array([[1 / scale, 0, offsets[1]], [0, 1 / scale, offsets[0]]])
-    # Of two channels, OpenCV refuses rows of 32,767 pixels and more; of one it does not.
+    # Of two channels, OpenCV refuses rows of 32,767 pixels and more; not of one.
     channels = cv2.split(pixels) if pixels.shape[-1] == 2 else [pixels]
     results = [
         cv2.warpAffine(

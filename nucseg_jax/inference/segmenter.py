@@ -158,9 +158,9 @@ class Segmenter:
         """Segments an array.
 
         Args:
-          image: [H, W] or [H, W, C] of any real dtype. Two or four channels count as
-            gray or colour with transparency.
-          channel: The one channel to look at; needed for more than four.
+          image: [H, W] or [H, W, C] of any real dtype. Three channels are red, green
+            and blue.
+          channel: The one channel to look at; needed unless there is one, or three.
           pixel_size: Micrometres a pixel, for the measurements' units.
           scale: Resize by this factor for the network, if the image was taken at
             another magnification than those it was trained on.
@@ -555,15 +555,17 @@ def _plane_of_array(
 ) -> Plane:
     """Makes a plane of an array [H, W] or [H, W, C]."""
     pixels = image[..., None] if image.ndim == 2 else image
-    most = 4 if channel is None else np.inf
-    if pixels.ndim != 3 or 0 in pixels.shape or pixels.shape[-1] > most:
-        raise ImageError(
-            f"the image: is {image.shape}; wanted is [H, W] or [H, W, 1-4], or more "
-            "channels and the number of the one to look at (channel=)"
-        )
+    if pixels.ndim != 3 or 0 in pixels.shape:
+        raise ImageError(f"the image: is {image.shape}; wanted is [H, W] or [H, W, C]")
     num_channels = pixels.shape[-1]
+    if channel is None and num_channels not in (1, 3):
+        raise ImageError(
+            f"the image: has {num_channels} channels; say which one to look at "
+            "(channel=0), or give red, green and blue without transparency "
+            "(image[..., :3])"
+        )
     if channel is None:
-        segmented = (0, 1, 2) if num_channels >= 3 else (0,)
+        segmented = tuple(range(num_channels))
     elif channel in range(num_channels):
         segmented = (channel,)
     else:

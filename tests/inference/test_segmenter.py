@@ -80,12 +80,10 @@ GRAY = {
 
 
 @pytest.mark.parametrize("dtype", GRAY)
-@pytest.mark.parametrize("channels", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("channels", [0, 1, 3])
 def test_arrays_of_any_kind_give_the_same_nuclei(segment, dtype, channels):
     gray = GRAY[dtype]
     image = gray if channels == 0 else np.repeat(gray[..., None], channels, axis=-1)
-    if channels in (2, 4):
-        image[..., -1] = 1  # Transparency is not looked at.
     result = segment(image)
     np.testing.assert_array_equal(result.probs[..., 0], BITS)
     np.testing.assert_array_equal(result.labels > 0, BITS)
@@ -99,7 +97,7 @@ def test_colours_keep_their_order(network, segment):
     np.testing.assert_allclose(network.seen[0][0, 0, 0], [1, 0.2, 0])
 
 
-@pytest.mark.parametrize("shape", [(4,), (4, 4, 5), (2, 4, 4, 3), (0, 4), (4, 4, 0)])
+@pytest.mark.parametrize("shape", [(4,), (2, 4, 4, 3), (0, 4), (4, 4, 0)])
 def test_arrays_of_other_shapes_are_refused(segment, shape):
     with pytest.raises(ImageError, match=r"wanted is \[H, W\]"):
         segment(np.zeros(shape, np.uint8))
@@ -384,16 +382,18 @@ def test_scale_follows_the_pixel_sizes_where_both_are_known(
     assert Segmenter(network, config).choose_scale(pixel_size) == scale
 
 
-def test_one_of_many_channels(network, segment):
-    image = np.zeros((20, 20, 7), np.uint8)
-    image[5:9, 5:9, 5] = 255
-    with pytest.raises(ImageError, match="channel="):
+@pytest.mark.parametrize("channels", [2, 4, 7])
+def test_one_of_many_channels(network, segment, channels):
+    """Two may be two stains, or gray with transparency: that is asked, not guessed."""
+    image = np.zeros((20, 20, channels), np.uint8)
+    image[5:9, 5:9, 1] = 255
+    with pytest.raises(ImageError, match=rf"has {channels} channels; say.*channel=0"):
         segment(image)
-    result = segment(image, channel=5)
+    result = segment(image, channel=1)
     assert result.labels.max() == 1
-    assert list(result.measurements["intensity_mean_5"]) == [255]
-    with pytest.raises(ImageError, match="has no channel 7"):
-        segment(image, channel=7)
+    assert list(result.measurements["intensity_mean_1"]) == [255]
+    with pytest.raises(ImageError, match=f"has no channel {channels}"):
+        segment(image, channel=channels)
 
 
 def test_micrometres(segment):

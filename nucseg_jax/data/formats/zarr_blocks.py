@@ -101,8 +101,8 @@ class ZarrBlocks:
         if not any(map(self._is_chunk, self._folder.rglob("*"))):
             first = self._array.metadata.encode_chunk_key((0,) * self._array.ndim)
             raise errors.ImageError(
-                f"{self._path}: holds no pixels, it lacks all chunks, or they have other "
-                f"names than its metadata say, such as {first}"
+                f"{self._path}: holds no pixels, it lacks all chunks, or they have "
+                f"other names than its metadata say, such as {first}"
             )
 
     def _is_chunk(self, file: pathlib.Path) -> bool:
