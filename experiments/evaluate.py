@@ -60,8 +60,9 @@ def main() -> None:
     print(start_device())
     if not shared.given(shared.DATA_SETTINGS):
         warn_if_changed(subsets[_SUBSET.value])
-    mode = _MODE.value or config.decoding.mode
-    segmenter = make_segmenter(model, variables, config, mode=mode, tta=int(_TTA.value))
+    segmenter = make_segmenter(
+        model, variables, config, mode=_MODE.value or None, tta=int(_TTA.value)
+    )
     evaluation = evaluate(
         segmenter,
         progress(subsets[_SUBSET.value], f"scoring {_SUBSET.value}"),
@@ -69,7 +70,8 @@ def main() -> None:
         score_size=_SCORE_SIZE.value,
     )
     print(f"\n{_SUBSET.value} of {data.data_dir}\n{format_table(evaluation)}\n")
-    write_results(segmenter, evaluation, protocol(data, mode), output_folder())
+    about = protocol(data, segmenter.decoding.mode, config.inference.fast_head)
+    write_results(segmenter, evaluation, about, output_folder())
 
 
 def warn_if_changed(examples: list[Example]) -> None:
@@ -97,7 +99,7 @@ def choose_threshold(segmenter: Segmenter, val: list[Example]) -> float:
     )
 
 
-def protocol(data: DataConfig, mode: str) -> dict[str, str | int]:
+def protocol(data: DataConfig, mode: str, fast_head: int) -> dict[str, str | int]:
     """Returns what the numbers were measured on, to stand beside them."""
     return {
         "checkpoint": _CHECKPOINT.value,
@@ -106,6 +108,7 @@ def protocol(data: DataConfig, mode: str) -> dict[str, str | int]:
         "truth": data.truth,
         "subset": _SUBSET.value,
         "mode": mode,
+        "head": fast_head if mode == "fast" else "all",
         "tta": int(_TTA.value),
         "score_size": _SCORE_SIZE.value,
     }

@@ -67,12 +67,12 @@ class Restored:
         mode = self.mode(head)
         return make_predict_fn(self.model, self.variables, mode, head=head or None)
 
-    def segmenter(self, head: int, decoding: DecodingConfig | None = None) -> Segmenter:
+    def segmenter(self, head: int, decoding: DecodingConfig) -> Segmenter:
         """Finds nuclei by one head, or by all."""
         config = dataclasses.replace(
             self.config,
             inference=dataclasses.replace(self.config.inference, fast_head=head),
-            decoding=decoding or self.config.decoding,
+            decoding=decoding,
         )
         return make_segmenter(self.model, self.variables, config, mode=self.mode(head))
 
@@ -90,6 +90,8 @@ def main() -> None:
     data = shared.choose_data(restored.config.data)
     subsets = load_subsets(data)
     print(start_device())
+    if not subsets[_SUBSET.value]:
+        raise ValueError(f"{data.data_dir}: {data.split} has no {_SUBSET.value} images")
     heads = [*range(1, restored.model.depth), 0]
     times = time_heads(restored, heads)
     rows = [
@@ -132,7 +134,7 @@ def score_head(
 
     Its decoding is tuned on validation, as each head has thresholds of its own.
     """
-    segmenter = restored.segmenter(head)
+    segmenter = restored.segmenter(head, DecodingConfig())
     name = f"head {head or 'all'}"
     if can_tune(val):
         bar = tqdm.tqdm(val, desc=f"tuning {name}", unit="image")

@@ -6,7 +6,6 @@ must not start JAX.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -21,6 +20,7 @@ from nucseg_jax.config import Config
 from nucseg_jax.data.index import load_subsets
 from nucseg_jax.evaluation.evaluate import evaluate
 from nucseg_jax.inference.segmenter import load_segmenter
+from nucseg_jax.training.history import read_history
 from nucseg_jax.training.stopping import StopRequest
 
 
@@ -64,7 +64,8 @@ def measure(
       config: The recipe; its seed is that of the first run.
       subset: What is scored; None = what the protocol says.
       num_runs: How many networks.
-      workdir: Folder for the runs; those that are finished there are only scored.
+      workdir: Folder for the runs; those that are finished there are not trained
+        again, only tuned and scored.
       stop: Whether to stop before the end.
 
     Returns:
@@ -73,6 +74,10 @@ def measure(
     rules = PROTOCOLS[protocol]
     rules = dataclasses.replace(rules, subset=subset or rules.subset)
     config = _replace(config, "data", **rules.data)
+    if not load_subsets(config.data)[rules.subset]:
+        raise ValueError(
+            f"{config.data.data_dir}: {config.data.split} has no {rules.subset} images"
+        )
     seeds = range(config.train.seed, config.train.seed + num_runs)
     runs = [
         _measure_run(
@@ -97,7 +102,10 @@ def _measure_run(
     examples = load_subsets(config.data)[rules.subset]
     bar = tqdm.tqdm(examples, desc=f"scoring {rules.subset}", unit="image")
     scores = evaluate(
-        load_segmenter(workdir), bar, threshold=0.5, score_size=rules.score_size
+        load_segmenter(workdir),
+        stop.watch(bar),
+        threshold=0.5,
+        score_size=rules.score_size,
     ).to_dict()
     del scores["images"]
     # A run that began with another one took that one's time, too.
@@ -112,11 +120,8 @@ def _measure_run(
 
 def _read_seconds(runs: Iterable[pathlib.Path]) -> float:
     """Sums up what the epochs of runs took, without validation."""
-    seconds = 0.0
-    for run in runs:
-        with open(run / "history.csv", newline="", encoding="utf-8") as file:
-            seconds += sum(float(row["seconds"]) for row in csv.DictReader(file))
-    return seconds
+    rows = [row for run in runs for row in read_history(run / "history.csv")]
+    return sum(row["seconds"] for row in rows)
 
 
 def _replace(config: Config, section: str, **settings: Any) -> Config:

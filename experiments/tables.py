@@ -10,6 +10,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from nucseg_jax.config import Config
+
 RESULTS = pathlib.Path(__file__).parent / "results"
 
 Result = dict[str, Any]
@@ -178,11 +180,13 @@ def _load(pattern: str) -> list[Result]:
 
 def _differences(recipe: Result, other: Result) -> str:
     """Names the settings that differ, as on the command line."""
+    # Settings that the older file does not know have their defaults.
+    before = Config.from_dict(recipe["config"]).to_dict()
     return " ".join(
         f"`--{name}={_flag_value(value)}`"
         for section in ("data", "model", "train")
         for name, value in other["config"][section].items()
-        if value != recipe["config"][section][name]
+        if value != before[section][name]
     )
 
 

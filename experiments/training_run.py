@@ -27,6 +27,7 @@ from nucseg_jax import checkpoints as ckpt
 from nucseg_jax import pretrained
 from nucseg_jax.config import Config, DecodingConfig, Mode
 from nucseg_jax.data import index, pipeline
+from nucseg_jax.data.sampling import count_repeats
 from nucseg_jax.evaluation.evaluate import evaluate
 from nucseg_jax.evaluation.figures import draw_curves
 from nucseg_jax.evaluation.tuning import can_tune, tune_decoding
@@ -69,8 +70,8 @@ class Run:
     def steps_per_epoch(self) -> int:
         """Batches an epoch."""
         train = self.config.train
-        whole = math.ceil(len(self.subsets["train"]) / train.batch_size)
-        return train.steps_per_epoch or whole
+        repeats = count_repeats(self.subsets["train"], self.config.data.balance_by)
+        return train.steps_per_epoch or math.ceil(sum(repeats) / train.batch_size)
 
 
 def run(config: Config, workdir: pathlib.Path, stop: StopRequest) -> None:
@@ -214,9 +215,11 @@ def tune(
 ) -> None:
     """Tunes the decoding of the best checkpoint on validation, and keeps it there.
 
-    Of accurate and fast mode, the one that does better becomes the default.
+    Of accurate and fast mode, the one that does better becomes the default. The search
+    begins with the default decoding, so that it ends alike however often it is done.
     """
     model, variables, config = ckpt.restore_for_inference(workdir)
+    config = dataclasses.replace(config, decoding=DecodingConfig())
     # Heads that were trained as an average are nothing by themselves.
     alone = config.train.supervision == "per_head"
     scored = []
@@ -245,8 +248,11 @@ def _tune_mode(
             "touching nuclei apart"
         )
         return iou, segmenter.decoding
-    tuning = tune_decoding(segmenter, watched("tuning"))
-    print(f"  instance mean AP {tuning.mean_ap:.4f}, untuned {tuning.before:.4f}")
+    tuning = tune_decoding(segmenter, watched("tuning"), check=stop.check)
+    print(
+        f"  instance mean AP {tuning.mean_ap:.4f}, untuned {tuning.before:.4f} "
+        f"({tuning.num_images} images)"
+    )
     return tuning.mean_ap, tuning.decoding
 
 
@@ -333,8 +339,8 @@ def _train_batches(run: Run, first_batch: int) -> Iterator[Iterator[Any]]:
         except loop.NotFiniteError as error:
             names = ", ".join(str(examples[i].image) for i in error.index)
             raise ValueError(
-                f"{error} for more than {train.max_skipped} batches in a row; lower "
-                "--learning_rate, or set --clip_norm=1. The last batch: " + names
+                f"{error}; lower --learning_rate, or set --clip_norm=1. "
+                f"The last batch: {names}"
             ) from error
 
 

@@ -25,7 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization
 
-from nucseg_jax.config import Config, DecodingConfig
+from nucseg_jax.config import Config, DataConfig, DecodingConfig
 from nucseg_jax.digests import digest_json, digest_tree
 from nucseg_jax.files import replacing
 from nucseg_jax.network.unet_plus_plus import UNetPlusPlus
@@ -33,7 +33,8 @@ from nucseg_jax.network.unet_plus_plus import UNetPlusPlus
 _State = TypeVar("_State")
 _FOLDER = "checkpoints"
 _INTERRUPTED = "interrupted"
-_BEST_METRIC = "iou"
+# The better mode is what predicts. Older checkpoints know the averaged heads alone.
+_BEST_METRICS = ("best_iou", "iou")
 _DECODING = "decoding.json"
 _CURE = "restore it from a copy, or delete this folder to use an older checkpoint"
 
@@ -73,7 +74,8 @@ class Checkpoints:
           state: Pytree of arrays.
           config: All settings, with what validation chose.
           position: Where the run stands, for JSON.
-          metrics: Validation metrics; the best checkpoint has the highest "iou".
+          metrics: Validation metrics; the best checkpoint has the highest "best_iou",
+            or where there is none, "iou".
 
         Raises:
           CheckpointError: If it cannot be written; older ones stay.
@@ -234,7 +236,7 @@ def export_for_inference(
             exported.save(
                 step,
                 {"ema": variables} if config.train.ema_decay else variables,
-                config=without_paths(config),
+                config=_for_others(config),
                 position={},
                 metrics=metrics,
             )
@@ -255,6 +257,15 @@ def _halve(params: Any) -> Any:
                 "network cannot be exported"
             )
     return halved
+
+
+def _for_others(config: Config) -> Config:
+    """Drops what only means something beside the data that was learned from."""
+    config = without_paths(config)
+    default = DataConfig().split
+    return dataclasses.replace(
+        config, data=dataclasses.replace(config.data, split=default)
+    )
 
 
 def without_paths(config: Config) -> Config:
@@ -507,5 +518,5 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 def _best_metric(metrics: Mapping[str, float]) -> float:
     """Pixel IoU; a value that is not finite is worse than any other."""
-    value = metrics[_BEST_METRIC]
+    value = next(metrics[name] for name in _BEST_METRICS if name in metrics)
     return value if math.isfinite(value) else -math.inf

@@ -110,7 +110,7 @@ def test_training_begins_with_another_networks_parameters(trained, tmp_path):
     """A step too small to see: the network is the one that it began with."""
     folder, _, _ = trained
     before = history(folder / "run")
-    best = max(before, key=lambda row: float(row["val_iou"]))
+    best = max(before, key=lambda row: float(row["val_best_iou"]))
     told = succeed(
         "train",
         f"--workdir={tmp_path / 'run'}",

@@ -14,7 +14,7 @@ import dataclasses
 import json
 import pathlib
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax.numpy as jnp
 import tqdm
@@ -27,6 +27,7 @@ from experiments.benchmarks.peer import run_peer
 from experiments.device import describe_device, describe_machine
 from nucseg_jax.config import Config
 from nucseg_jax.data.index import load_subsets
+from nucseg_jax.files import replacing
 
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["2"], "Batch sizes to measure.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed repeats; the median is quoted.")
@@ -54,13 +55,21 @@ def main() -> None:
     """Measures, prints, writes."""
     config = shared.config_from_flags()
     print(describe_device())
-    rows = [
-        row
-        for batch_size in map(int, _BATCH_SIZES.value)
-        for row in measure_network(config, batch_size)
-    ]
+    about = machine(config)
+    rows: list[dict] = []
+    for more in measure_parts(config):
+        rows += more
+        if _OUTPUT.value:
+            write({"machine": about, "rows": rows}, pathlib.Path(_OUTPUT.value))
+    print(format_table(rows))
+
+
+def measure_parts(config: Config) -> Iterator[list[dict]]:
+    """Yields the rows of one part after the other."""
+    for batch_size in map(int, _BATCH_SIZES.value):
+        yield measure_network(config, batch_size)
     if "operations" in _PARTS.value:
-        rows += measure_operations(
+        yield measure_operations(
             config.model.features,
             int(_BATCH_SIZES.value[0]),
             config.data.size,
@@ -68,18 +77,19 @@ def main() -> None:
             _REPEATS.value,
         )
     if "loader" in _PARTS.value:
-        rows += measure_loader(config)
-    print(format_table(rows))
-    if _OUTPUT.value:
-        path = pathlib.Path(_OUTPUT.value)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        report = {"machine": machine(config), "rows": rows}
-        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        yield measure_loader(config)
+
+
+def write(report: dict, path: pathlib.Path) -> None:
+    """Writes what is measured so far: a run that is ended keeps it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def measure_network(config: Config, batch_size: int) -> list[dict]:
     """Times the train step and inference, each repeat beside one of the peer."""
-    batch = measure.make_batch(batch_size, config.data.size)
+    batch = measure.make_batch(batch_size, config.data)
     timers = {}
     if "train" in _PARTS.value:
         timers["train"] = measure.train_step_timer(config, batch)

@@ -19,18 +19,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from nucseg_jax.checkpoints import create_model
-from nucseg_jax.config import Config
+from nucseg_jax.config import Config, DataConfig
 from nucseg_jax.data import index, pipeline
 from nucseg_jax.inference.predictor import make_predict_fn
 from nucseg_jax.training import losses, optim, state, step
 
 
-def make_batch(batch_size: int, side: int) -> dict[str, jax.Array]:
+def make_batch(batch_size: int, data: DataConfig) -> dict[str, jax.Array]:
     """Draws a batch as the train step takes it."""
-    image = jax.random.uniform(jax.random.key(0), (batch_size, side, side, 3))
+    shape = (batch_size, data.size, data.size, 3)
+    image = jax.random.uniform(jax.random.key(0), shape)
     return {
         "image": image,
-        "mask": (image[..., :1] > 0.8).astype(jnp.float32),
+        "mask": (image[..., : len(data.targets)] > 0.8).astype(jnp.float32),
         "valid": jnp.ones(batch_size, bool),
     }
 
@@ -41,7 +42,8 @@ def train_step_timer(
     """Compiles the train step; returns a timer of one step and what XLA says of it."""
     current = _create_state(config)
     loss = losses.make_loss(config.train.supervision, config.data.targets)
-    jitted = jax.jit(step.make_train_step(loss), donate_argnums=0)
+    train_step = step.make_train_step(loss, ema_decay=config.train.ema_decay)
+    jitted = jax.jit(train_step, donate_argnums=0)
     compiled, about = _compile(jitted, current, batch)
 
     def run() -> float:
@@ -146,7 +148,9 @@ def product_peak(dtype: Any, side: int = 2048, repeats: int = 5) -> float:
 
 def _create_state(config: Config) -> state.TrainState:
     tx = optim.create_optimizer(config.train, steps_per_epoch=50)
-    return state.create_train_state(create_model(config), tx, seed=0)
+    return state.create_train_state(
+        create_model(config), tx, seed=0, ema_decay=config.train.ema_decay
+    )
 
 
 def _compile(function: Any, *args: Any) -> tuple[Any, dict[str, float]]:

@@ -80,6 +80,7 @@ def train(config: Config, number: int) -> float:
         command = [sys.executable, "-m", "experiments.train", f"--workdir={folder}/run"]
         command += [f"--features={','.join(map(str, config.model.features))}"]
         command += [f"--size={config.data.size}", f"--batch_size={batch_size}"]
+        command += [f"--dtype={config.model.dtype}"]
         command += [f"--steps_per_epoch={_STEPS.value}", "--num_epochs=2"]
         processes = [
             subprocess.Popen(

@@ -19,7 +19,7 @@ import hashlib
 import os
 import pathlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Literal
 
 from nucseg_jax.config import DataConfig
@@ -139,7 +139,7 @@ def _find_indexed(root: pathlib.Path, truth: str) -> list[Example]:
         raise DatasetError(f"{root / 'index.csv'}: ids appear twice: {repeated[:5]}")
     files = _files_by_stem(root / "images")
     folder, kind = _choose_truth(root, truth)
-    truths = _files_by_stem(folder)
+    truths = _files_by_stem(folder, files)
     missing = [row["id"] for row in rows if row["id"] not in files]
     if missing:
         raise DatasetError(_missing_message(root / "images", "image", missing))
@@ -161,7 +161,7 @@ def _find_indexed(root: pathlib.Path, truth: str) -> list[Example]:
 def _find_paired(root: pathlib.Path, truth: str) -> list[Example]:
     files = _files_by_stem(root / "images")
     folder, kind = _choose_truth(root, truth)
-    truths = _files_by_stem(folder)
+    truths = _files_by_stem(folder, files)
     missing = sorted(set(files) - set(truths))
     if missing:
         raise DatasetError(_missing_message(folder, "truth", missing))
@@ -206,14 +206,22 @@ def _list_images(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(path for path in folder.iterdir() if images.is_image(path))
 
 
-def _files_by_stem(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Maps an example's id to its file: the stem without an ending such as _mask."""
+def _files_by_stem(
+    folder: pathlib.Path, ids: Container[str] | None = None
+) -> dict[str, pathlib.Path]:
+    """Maps an example's id to its file.
+
+    Args:
+      folder: Of images, or of their truth.
+      ids: Of the images, if this is their truth: where a stem is none of them, an
+        ending such as _mask is left out.
+    """
     if not folder.is_dir():
         raise DatasetError(f"{folder}: no such folder")
     files: dict[str, pathlib.Path] = {}
     for path in _list_images(folder):
         stem = path.stem
-        if folder.name != "images":
+        if ids is not None and stem not in ids:
             endings = [e for e in _NAME_ENDINGS if e and stem.endswith(e)]
             stem = stem.removesuffix(endings[0]) if endings else stem
         if stem in files:

@@ -14,8 +14,8 @@ from nucseg_jax.evaluation.instance_metrics import average_precision
 from nucseg_jax.inference.instances import label_nuclei
 from nucseg_jax.inference.segmenter import Segmenter
 
-# Each setting in turn takes the best of these while the others stay; after two rounds
-# nothing changes any more.
+# Each setting in turn takes the best of these while the others stay; a third round
+# hardly changes anything.
 _CHOICES: dict[str, Sequence[float]] = {
     "threshold": (0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7),
     "peak_distance": (3, 5, 7, 10, 14, 20),
@@ -40,11 +40,13 @@ class Tuning:
       decoding: The best settings.
       mean_ap: Instance mean AP of the images with it, per-image mean.
       before: The same with the settings that the search began with.
+      num_images: How many images that are.
     """
 
     decoding: DecodingConfig
     mean_ap: float
     before: float
+    num_images: int
 
 
 def can_tune(examples: Iterable[Example]) -> bool:
@@ -52,13 +54,20 @@ def can_tune(examples: Iterable[Example]) -> bool:
     return any(example.kind != "mask" for example in examples)
 
 
-def tune_decoding(segmenter: Segmenter, examples: Iterable[Example]) -> Tuning:
+def tune_decoding(
+    segmenter: Segmenter,
+    examples: Iterable[Example],
+    *,
+    check: Callable[[], None] = lambda: None,
+) -> Tuning:
     """Searches the decoding of highest instance mean AP.
 
     Args:
       segmenter: The trained network; its own decoding is where the search begins.
       examples: Validation examples; those whose truth does not tell touching nuclei
-        apart are left out. Wrap them for a progress bar.
+        apart are left out, and those that do not fit into memory with the others. Wrap
+        them for a progress bar.
+      check: Called before each try; may raise an error to end the search.
 
     Raises:
       ValueError: If no example tells nuclei apart.
@@ -68,12 +77,13 @@ def tune_decoding(segmenter: Segmenter, examples: Iterable[Example]) -> Tuning:
         raise ValueError("no example tells touching nuclei apart")
 
     def score(decoding: DecodingConfig) -> float:
+        check()
         return _mean_ap(pairs, segmenter.targets, decoding)
 
     start = segmenter.decoding
     before = score(start)
     best, mean_ap = _search(score, start, before, _settings(segmenter.targets))
-    return Tuning(best, mean_ap, before)
+    return Tuning(best, mean_ap, before, len(pairs))
 
 
 def _predict_all(

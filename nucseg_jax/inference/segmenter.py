@@ -534,14 +534,14 @@ def make_segmenter(
             )
         model = model.clone(dtype=jnp.dtype(dtype))
     head = config.inference.fast_head or None
-    decoding = config.decoding
+    decoding = dataclasses.replace(config.decoding, mode=mode or config.decoding.mode)
     if threshold is not None:
         # Who lowers it wants the faint nuclei, too.
         decoding = dataclasses.replace(
             decoding, threshold=threshold, min_probability=0.0
         )
     return Segmenter(
-        make_predict_fn(model, variables, mode or decoding.mode, head=head, tta=tta),
+        make_predict_fn(model, variables, decoding.mode, head=head, tta=tta),
         config.data,
         decoding=decoding,
         depth=model.depth,

@@ -6,6 +6,7 @@ import csv
 import os
 import pathlib
 from collections.abc import Mapping
+from itertools import chain
 
 import tensorboardX
 
@@ -50,7 +51,15 @@ def read_history(path: str | pathlib.Path) -> list[Row]:
     if not os.path.isfile(path):
         return []
     with open(path, newline="", encoding="utf-8") as file:
-        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+        return [_parse(row) for row in csv.DictReader(file)]
+
+
+def _parse(row: Mapping[str, str]) -> Row:
+    """Reads whole numbers as such: the file stays the same when it is written again.
+
+    A run that went on with a newer version may lack a column in its first rows.
+    """
+    return {k: int(v) if v.isdigit() else float(v) for k, v in row.items() if v}
 
 
 def _write(path: pathlib.Path, rows: list[Row]) -> None:
@@ -58,6 +67,6 @@ def _write(path: pathlib.Path, rows: list[Row]) -> None:
         replacing(path) as temporary,
         open(temporary, "w", newline="", encoding="utf-8") as file,
     ):
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(chain(*rows))))
         writer.writeheader()
         writer.writerows(rows)

@@ -31,9 +31,11 @@ class NotFiniteError(ValueError):
       index: Positions in the list of examples of the last batch.
     """
 
-    def __init__(self, index: Sequence[int]):
+    def __init__(self, index: Sequence[int], num_batches: int):
         self.index = list(index)
-        super().__init__("loss or gradients are not finite")
+        super().__init__(
+            f"loss or gradients were not finite in {num_batches} batches in a row"
+        )
 
 
 @dataclasses.dataclass
@@ -127,7 +129,12 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """Metrics of a pass over the validation set, and what it chose."""
+    """Metrics of a pass over the validation set, and what it chose.
+
+    Attributes:
+      metrics: Of the averaged heads, and "best_iou", of them or of the best head.
+      inference: What was chosen.
+    """
 
     metrics: Mapping[str, float]
     inference: InferenceConfig
@@ -239,8 +246,9 @@ def train_epoch(
         metrics, index = pending.popleft()
         trained.add(metrics)
         in_a_row = 0 if metrics.finite else in_a_row + 1
-        if in_a_row > max_skipped:
-            raise NotFiniteError(index)
+        # An epoch without a finite batch has nothing to tell.
+        if in_a_row > max_skipped or trained.num_skipped == num_steps:
+            raise NotFiniteError(index, in_a_row)
 
     for _ in range(trained.num_steps, num_steps):
         if stop.requested:
@@ -268,8 +276,6 @@ def train_epoch(
 def _make_row(
     state: TrainState, progress: Progress, validation: Validation
 ) -> dict[str, float]:
-    if not progress.trained.num_batches:
-        raise NotFiniteError([])
     row: dict[str, float] = {
         "epoch": progress.epoch,
         "step": int(state.step),
@@ -303,11 +309,12 @@ def make_validate(
             heads = counts if heads is None else heads.merge(counts)
         summary = total.summarize()
         assert heads is not None and total.histogram is not None
+        head_ious = np.asarray(heads.iou)
         return Validation(
-            metrics=summary,
+            metrics=summary | {"best_iou": max(summary["iou"], float(head_ious.max()))},
             inference=InferenceConfig(
                 threshold=total.histogram.best_threshold(),
-                fast_head=choose_fast_head(np.asarray(heads.iou), summary["iou"]),
+                fast_head=choose_fast_head(head_ious, summary["iou"]),
             ),
         )
 

@@ -54,6 +54,13 @@ def test_masks_beside_images(tmp_path):
     assert example.kind == "mask" and example.truth == (tmp_path / "masks/a.png",)
 
 
+def test_an_image_may_be_called_a_mask(tmp_path):
+    touch(tmp_path, "images/a_mask.png", "images/a.png")
+    touch(tmp_path, "masks/a_mask.png", "masks/a_masks.png")
+    found = {e.id: e.truth[0].name for e in index.find_examples(tmp_path)}
+    assert found == {"a_mask": "a_mask.png", "a": "a_masks.png"}
+
+
 @pytest.mark.parametrize("ending", ("", "_mask", "_masks", "_label", "_labels"))
 @pytest.mark.parametrize("folder", ("masks", "labels"))
 def test_endings_of_truth_are_left_out_of_the_id(tmp_path, folder, ending):

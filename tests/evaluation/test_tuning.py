@@ -24,7 +24,7 @@ def test_debris_is_told_by_its_mean_probability(segmenter, make_example):
     example = make_example("a", *faint_and_clear())
     tuning = tune_decoding(segmenter, [example])
     assert tuning.before == pytest.approx(2 / 3)
-    assert tuning.mean_ap == 1
+    assert tuning.mean_ap == tuning.num_images == 1
     assert 160 / 255 < tuning.decoding.min_probability <= (36 + 28 * 128 / 255) / 64
     assert tuning.decoding.threshold == segmenter.decoding.threshold
 
@@ -50,3 +50,19 @@ def test_binary_masks_are_left_out(segmenter, make_example):
     assert tune_decoding(segmenter, [mask, whole]) == tune_decoding(segmenter, [whole])
     with pytest.raises(ValueError, match="no example tells touching nuclei apart"):
         tune_decoding(segmenter, [mask])
+
+
+def test_the_search_can_be_ended(segmenter, make_example):
+    """It takes minutes, and a signal shall not wait for it."""
+    tries = []
+
+    def stop_at_the_fifth():
+        tries.append(1)
+        if len(tries) == 5:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        tune_decoding(
+            segmenter, [make_example("a", *faint_and_clear())], check=stop_at_the_fifth
+        )
+    assert len(tries) == 5

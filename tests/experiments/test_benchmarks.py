@@ -48,6 +48,8 @@ def test_the_program_measures_beside_the_peer(peer, tmp_path):
     output = tmp_path / "speed.json"
     command = [sys.executable, "-m", "experiments.benchmarks", f"--output={output}"]
     command += ["--features=2,3", "--size=32", "--repeats=2", "--batch_sizes=1"]
+    # As recipes have it: several targets, averaged parameters.
+    command += ["--targets=foreground,boundary,distance", "--ema_decay=0.9"]
     command += [f"--peer={peer}", "--parts=train,infer,fast"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -41,9 +41,10 @@ def test_the_mode_with_the_better_nuclei_becomes_the_default(
         tried.append(mode)
         return mode
 
-    def tune_decoding(mode, _):
+    def tune_decoding(mode, _, *, check):
+        check()
         decoding = DecodingConfig(min_area=tried.index(mode))
-        return Tuning(decoding, scores[mode], before=0.1)
+        return Tuning(decoding, scores[mode], before=0.1, num_images=1)
 
     monkeypatch.setattr(training_run, "make_segmenter", make_segmenter)
     monkeypatch.setattr(training_run, "tune_decoding", tune_decoding)

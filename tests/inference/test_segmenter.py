@@ -236,7 +236,7 @@ def test_load_segmenter_uses_what_the_checkpoint_holds(
     monkeypatch.setattr(segmenter_module, "restore_for_inference", restore)
     segment = load_segmenter("runs/some", mode=mode, threshold=0.25)
     # A threshold of one's own is the only one.
-    assert segment.decoding == DecodingConfig(threshold=0.25)
+    assert segment.decoding == DecodingConfig(threshold=0.25, mode=mode)
     assert load_segmenter("runs/some").decoding == config.decoding
     assert folders == 2 * [pathlib.Path("runs/some")]
     image = np.random.default_rng(0).random((16, 16, 3), np.float32)

@@ -27,6 +27,32 @@ def test_resuming_drops_the_epochs_that_will_be_done_again(tmp_path):
     assert rows[2]["train_loss"] == 0.25
 
 
+def test_the_file_does_not_change_by_being_written_again(tmp_path):
+    unbroken, resumed = tmp_path / "unbroken", tmp_path / "resumed"
+    for folder, stop in ((unbroken, 9), (resumed, 2)):
+        folder.mkdir()
+        history = History(folder)
+        for epoch in range(4):
+            if epoch == stop:
+                history.close()
+                history = History(folder, num_epochs_done=stop)
+            history.append(row(epoch, loss=1 / 3 + epoch))
+        history.close()
+    files = [(folder / "history.csv").read_bytes() for folder in (unbroken, resumed)]
+    assert files[0] == files[1]
+
+
+def test_a_newer_version_may_know_more_columns(tmp_path):
+    history = History(tmp_path)
+    history.append(row(0))
+    history.close()
+    history = History(tmp_path, num_epochs_done=1)
+    history.append(row(1) | {"val_best_iou": 0.5})
+    history.close()
+    rows = read_history(tmp_path / "history.csv")
+    assert rows == [row(0), row(1) | {"val_best_iou": 0.5}]
+
+
 def test_tensorboard_events_hold_the_numbers(tmp_path):
     history = History(tmp_path)
     history.append(row(0, loss=0.125))

@@ -63,7 +63,8 @@ def test_validation_measures_and_chooses():
         [make_batch(seed=0), make_batch(seed=4, num_valid=2)],
     )
     result = validate(random_variables(MODEL))
-    assert set(result.metrics) == {"loss", "accuracy", "iou", "f1", "auc"}
+    assert set(result.metrics) == {"loss", "accuracy", "iou", "f1", "auc", "best_iou"}
+    assert result.metrics["best_iou"] >= result.metrics["iou"]
     assert result.inference.fast_head in (1, 2)
     assert 0 < result.inference.threshold < 1
 
@@ -205,4 +206,12 @@ def test_too_many_of_them_in_a_row_end_the_training():
     batches = number_batches(poisoned=range(2, 9))
     with pytest.raises(NotFiniteError) as caught:
         fit_batches(create_state(), batches, max_skipped=3)
+    assert caught.value.index == [0, 1, 2, 3]
+    assert "4 batches in a row" in str(caught.value)
+
+
+def test_an_epoch_of_them_alone_ends_the_training_and_names_the_last():
+    batches = number_batches(poisoned=range(9))
+    with pytest.raises(NotFiniteError) as caught:
+        fit_batches(create_state(), batches, max_skipped=30)
     assert caught.value.index == [0, 1, 2, 3]
