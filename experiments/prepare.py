@@ -1,10 +1,14 @@
-"""Brings the 2018 Data Science Bowl's folders into label images and an index.
+"""Brings the 2018 Data Science Bowl's folders into label images, masks and an index.
 
-    python -m experiments.prepare --input=stage1_train.zip --output=data/dsb2018
+    python -m experiments.prepare --input=stage1_train.zip --output=data/dsb2018 \\
+        [--corrected=kaggle-dsbowl-2018-dataset-fixes/stage1_train]
 
 Reads ID/images/ID.png and ID/masks/*.png, one mask file a nucleus, from a folder or a
-zip file, and writes images/ID.png, labels/ID.png and index.csv. Images without masks
-are left out.
+zip file, and writes images/ID.png, labels/ID.png, masks/ID.png and index.csv. Images
+without masks are left out. With a corrected annotation of the same layout, label images
+are made of that, and masks of the original one; an image that it lacks has no label
+image. Where all images are the Bowl's, the index tells modality, group and the splits
+of the protocols.
 """
 
 from __future__ import annotations
@@ -16,18 +20,26 @@ import shutil
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import tqdm
+from absl import flags
 
 from experiments import flags as shared
-from nucseg_jax.data.index import find_examples
+from nucseg_jax.data.index import Example, find_examples
 from nucseg_jax.data.truth import read_pair
 from nucseg_jax.inference.outputs import write_png
 
 _INPUT = shared.source("Folder or zip file.")
 _OUTPUT = shared.output("Folder to create.")
+_CORRECTED = flags.DEFINE_string(
+    "corrected", "", "Folder or zip file of the same images, with a better annotation."
+)
 
+# Of the Bowl's images: kind, group of tiles of one larger image, three splits.
+SPLITS = pathlib.Path(__file__).with_name("dsb2018_splits.csv")
 _MAX_UNPACKED_BYTES = 20 << 30  # The whole of stage 1 unpacks to less than 1 GiB.
 
 
@@ -37,10 +49,15 @@ def main() -> None:
     if output.exists() and any(output.iterdir()):
         raise ValueError(f"{output} exists and is not empty; choose another --output")
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".prepare-", dir=output.parent) as scratch:
-        source = unpack(pathlib.Path(_INPUT.value), pathlib.Path(scratch) / "unpacked")
-        result = pathlib.Path(scratch) / "result"
-        count = prepare(source, result)
+    with tempfile.TemporaryDirectory(prefix=".prepare-", dir=output.parent) as folder:
+        scratch = pathlib.Path(folder)
+        source = find_examples(unpack(pathlib.Path(_INPUT.value), scratch / "input"))
+        corrected = None
+        if _CORRECTED.value:
+            better = unpack(pathlib.Path(_CORRECTED.value), scratch / "corrected")
+            corrected = find_examples(better)
+        result = scratch / "result"
+        count = prepare(source, result, corrected)
         os.replace(result, output)
     print(f"{count} images -> {output}")
 
@@ -70,24 +87,57 @@ def unpack(source: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:
     return folders[0] if len(folders) == 1 and _wraps(folders[0]) else scratch
 
 
-def prepare(source: pathlib.Path, output: pathlib.Path) -> int:
-    """Writes images, label images and index.csv; returns the number of images."""
-    rows = []
+def prepare(
+    source: Sequence[Example],
+    output: pathlib.Path,
+    corrected: Sequence[Example] | None = None,
+) -> int:
+    """Writes images, label images, masks and index.csv.
+
+    Args:
+      source: Images with their original annotation.
+      output: Folder to create.
+      corrected: The same images with a better annotation; None = there is none.
+
+    Returns:
+      The number of images.
+    """
+    better = {example.id: example for example in corrected or ()}
+    rows: list[dict[str, Any]] = []
     (output / "images").mkdir(parents=True)
-    for example in tqdm.tqdm(find_examples(source), desc="preparing", unit="image"):
-        _, label_image = read_pair(example)
-        label_image = number_consecutively(label_image)
+    for example in tqdm.tqdm(source, desc="preparing", unit="image"):
         name = pathlib.Path(f"{example.id}{example.image.suffix.lower()}")
         shutil.copyfile(example.image, output / "images" / name)
-        labels = output / "labels" / name.with_suffix(".png")
-        write_png(labels, label_image)
-        height, width = label_image.shape
-        rows.append([example.id, height, width, label_image.max()])
-    with open(output / "index.csv", "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["id", "height", "width", "nuclei"])
-        writer.writerows(rows)
+        _, label_image = read_pair(example)
+        mask = np.where(label_image > 0, 255, 0).astype(np.uint8)
+        write_png(output / "masks" / name.with_suffix(".png"), mask)
+        height, width = mask.shape
+        row = {"id": example.id, "height": height, "width": width, "nuclei": ""}
+        labelled = example if corrected is None else better.get(example.id)
+        if labelled:
+            label_image = number_consecutively(read_pair(labelled)[1])
+            if label_image.shape != mask.shape:
+                raise ValueError(
+                    f"{labelled.image}: is {label_image.shape}, not {mask.shape} as "
+                    f"{example.image}"
+                )
+            write_png(output / "labels" / name.with_suffix(".png"), label_image)
+            row["nuclei"] = str(label_image.max())
+        rows.append(row)
+    write_index(output / "index.csv", rows)
     return len(rows)
+
+
+def write_index(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Writes index.csv, with the splits if all images are the Bowl's."""
+    with open(SPLITS, newline="", encoding="utf-8") as file:
+        known = {row["id"]: row for row in csv.DictReader(file)}
+    if all(row["id"] in known for row in rows):
+        rows = [row | known[row["id"]] for row in rows]
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def number_consecutively(label_image: np.ndarray) -> np.ndarray:

@@ -88,7 +88,7 @@ def test_what_cannot_be_learned_from_is_named(trained, tmp_path):
     )
     assert result.returncode == 1
     told = result.stderr.splitlines()[-1]
-    assert "not finite for more than 2 batches in a row" in told
+    assert "not finite in 3 batches in a row" in told
     files = told.partition("The last batch: ")[2].split(", ")
     assert len(files) == 4 and all(pathlib.Path(name).is_file() for name in files)
 

@@ -208,7 +208,7 @@ def test_a_threshold_that_is_none_is_named(text):
 
 
 PROGRAMS = {
-    "prepare": {"input", "output"},
+    "prepare": {"corrected", "input", "output"},
     "predict": {"checkpoint", "input", "output", "mode", "threshold", "save", "tta"}
     | {"scale", "pixel_size", "channel", "axes", "max_pixels", "on_error"}
     | {"num_shards", "shard_index", "tile", "dtype"},

@@ -3,17 +3,19 @@
 import csv
 import os
 import pathlib
+import shutil
 import zipfile
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from nucseg_jax.data.images import ImageError
-from nucseg_jax.data.index import DatasetError, find_examples
+from nucseg_jax.data.images import ImageError, read_mask
+from nucseg_jax.data.index import SUBSETS, DatasetError, find_examples
 from nucseg_jax.data.truth import read_pair
 
 SHAPE = (9, 12)
+SPLITS = pathlib.Path(__file__).parents[2] / "experiments" / "dsb2018_splits.csv"
 
 
 def save(path, pixels):
@@ -57,6 +59,7 @@ def check_result(output, kaggle):
         "images",
         "index.csv",
         "labels",
+        "masks",
     ]
     with open(output / "index.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
@@ -74,6 +77,8 @@ def check_result(output, kaggle):
         for label, mask in enumerate(make_nuclei(count), start=1):
             expected[mask > 0] = label
         np.testing.assert_array_equal(labels, expected)
+        mask = read_mask(output / "masks" / f"{example.id}.png")
+        np.testing.assert_array_equal(mask, expected > 0)
         source = kaggle / example.id / "images" / example.image.name
         assert example.image.read_bytes() == source.read_bytes()
 
@@ -82,8 +87,9 @@ def check_result(output, kaggle):
 def prepare(load_program, capsys):
     """Runs the program; returns what it printed."""
 
-    def run(source, output):
-        program = load_program("prepare", f"--input={source}", f"--output={output}")
+    def run(source, output, *more):
+        arguments = (f"--input={source}", f"--output={output}", *more)
+        program = load_program("prepare", *arguments)
         program.main()
         return capsys.readouterr().out
 
@@ -187,3 +193,61 @@ def test_a_failure_in_the_middle_leaves_nothing(kaggle, prepare, tmp_path, damag
         prepare(kaggle, tmp_path / "new" / "out")
     assert os.listdir(tmp_path / "new") == []
     assert len(list(kaggle.rglob("*.png"))) == 4 + 6
+
+
+def test_labels_come_from_the_corrected_annotation_and_masks_do_not(
+    kaggle, prepare, tmp_path
+):
+    """As in the protocols; an image that was dropped there has no labels."""
+    better = tmp_path / "fixes"
+    shutil.copytree(kaggle, better)
+    shutil.rmtree(better / "c0")
+    (better / "b2" / "masks" / "02.png").unlink()
+    prepare(kaggle, tmp_path / "out", f"--corrected={better}")
+    found = find_examples(tmp_path / "out")
+    counts = {example.id: read_pair(example)[1].max() for example in found}
+    assert counts == {"a1": 1, "b2": 2}
+    masks = find_examples(tmp_path / "out", truth="masks")
+    assert [example.id for example in masks] == ["a1", "b2", "c0"]
+    assert (read_pair(masks[1])[1] > 0).sum() == 3 * 4
+
+
+def test_a_corrected_annotation_of_other_images_is_refused(kaggle, prepare, tmp_path):
+    better = tmp_path / "fixes"
+    for folder, name in (("images", "a1.png"), ("masks", "0.png")):
+        save(better / "a1" / folder / name, np.full((5, 5), 255, np.uint8))
+    with pytest.raises(ValueError, match=r"a1\.png: is \(5, 5\), not \(9, 12\)"):
+        prepare(kaggle, tmp_path / "out", f"--corrected={better}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_of_the_bowl_get_the_splits_of_the_protocols(prepare, tmp_path):
+    with open(SPLITS, newline="") as file:
+        known = list(csv.DictReader(file))
+    for row in known[:5]:
+        for folder in ("images", "masks"):
+            path = tmp_path / "kaggle" / row["id"] / folder / f"{row['id']}.png"
+            save(path, np.full(SHAPE, 255, np.uint8))
+    prepare(tmp_path / "kaggle", tmp_path / "out")
+    with open(tmp_path / "out" / "index.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    wanted = [row | {"height": "9", "width": "12", "nuclei": "1"} for row in known[:5]]
+    assert rows == wanted
+
+
+def test_the_splits_are_those_of_the_protocols():
+    """No group of tiles is divided by the split that claims generalisation."""
+    with open(SPLITS, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len({row["id"] for row in rows}) == len(rows) == 670
+    sizes = {
+        name: [sum(row[name] == part for row in rows) for part in SUBSETS]
+        for name in ("original_split", "random_split", "grouped_split")
+    }
+    assert sizes == {
+        "original_split": [500, 170, 0],
+        "random_split": [536, 67, 67],
+        "grouped_split": [530, 71, 69],
+    }
+    parts = {(row["group"], row["grouped_split"]) for row in rows}
+    assert len(parts) == len({group for group, _ in parts})
