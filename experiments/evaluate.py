@@ -3,8 +3,9 @@
     python -m experiments.evaluate --checkpoint=runs/demo
 
 Data and split are those of the training unless others are named. The output folder,
-by default CHECKPOINT/evaluation_SUBSET, gets metrics.json and predictions.png, and
-average_precision.png if the truth tells nuclei apart (label images do, masks do not).
+by default CHECKPOINT/evaluation_SUBSET, gets metrics.json, predictions.png, and
+average_precision.png if the truth tells nuclei apart (label images do, masks do not);
+report.html shows them all on one page.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from nucseg_jax.evaluation.evaluate import (
     predict_example,
     tune_threshold,
 )
+from nucseg_jax.evaluation.page import write_page
 from nucseg_jax.evaluation.report import ap_curves, best_median_worst, format_table
 from nucseg_jax.files import replacing
 from nucseg_jax.inference.segmenter import Segmenter, make_segmenter
@@ -126,19 +128,24 @@ def output_folder() -> pathlib.Path:
 def write_results(
     segmenter: Segmenter, evaluation: Evaluation, about: dict, folder: pathlib.Path
 ) -> None:
-    """Writes metrics.json and the pictures."""
+    """Writes metrics.json, the pictures, and the page of both."""
     folder.mkdir(parents=True, exist_ok=True)
     metrics = json.dumps({"protocol": about} | evaluation.to_dict(), indent=2)
-    paths = [folder / "metrics.json", folder / "predictions.png"]
-    with replacing(paths[0]) as temporary:
+    numbers, page = folder / "metrics.json", folder / "report.html"
+    with replacing(numbers) as temporary:
         temporary.write_text(metrics + "\n", encoding="utf-8")
+    pictures = {"Best, median and worst image": folder / "predictions.png"}
+    draw = draw_nuclei if evaluation.instance_counts else draw_masks
+    draw(segmenter, evaluation, folder / "predictions.png")
     if evaluation.instance_counts:
-        paths.append(folder / "average_precision.png")
-        draw_nuclei(segmenter, evaluation, paths[1])
-        figures.draw_average_precision(ap_curves(evaluation), paths[2])
-    else:
-        draw_masks(segmenter, evaluation, paths[1])
-    print(f"written: {', '.join(map(str, paths))}")
+        pictures["Average precision"] = folder / "average_precision.png"
+        figures.draw_average_precision(
+            ap_curves(evaluation), folder / "average_precision.png"
+        )
+    title = f"Evaluation of {_CHECKPOINT.value} on {_SUBSET.value}"
+    settings = about | dict(evaluation.decoding or {})
+    write_page(evaluation, page, title=title, settings=settings, pictures=pictures)
+    print(f"written: {', '.join(map(str, [page, numbers, *pictures.values()]))}")
 
 
 def draw_nuclei(

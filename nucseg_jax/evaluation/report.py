@@ -5,7 +5,7 @@ from __future__ import annotations
 from nucseg_jax.evaluation.evaluate import Evaluation, ImageScore
 from nucseg_jax.evaluation.instance_metrics import AP_NAMES
 
-_PIXEL_ROWS = {
+PIXEL_ROWS = {
     "f1": "F1",
     "iou": "IoU (Jaccard)",
     "dice": "Dice",
@@ -16,7 +16,7 @@ _PIXEL_ROWS = {
     "specificity": "specificity",
     "accuracy": "accuracy",
 }
-_INSTANCE_ROWS = {
+INSTANCE_ROWS = {
     "mean_ap": "mean AP (IoU .50:.05:.95)",
     "ap50": "AP at IoU .50",
     "ap75": "AP at IoU .75",
@@ -39,7 +39,7 @@ def format_table(evaluation: Evaluation) -> str:
         "",
         *_metric_lines(
             "pixel metric",
-            _PIXEL_ROWS,
+            PIXEL_ROWS,
             evaluation.pooled(),
             evaluation.per_image_mean(),
         ),
@@ -76,7 +76,7 @@ def _instance_lines(evaluation: Evaluation) -> list[str]:
     if not evaluation.instance_counts:
         return ["no instance metrics: in a truth of masks, nuclei that touch are one"]
     pooled, mean = evaluation.pooled_instances(), evaluation.mean_instances()
-    lines = _metric_lines("instance metric", _INSTANCE_ROWS, pooled, mean)
+    lines = _metric_lines("instance metric", INSTANCE_ROWS, pooled, mean)
     lines += [
         f"{'count error, nuclei an image':<43}{mean['count_error']:>11.2f}",
         f"{'the same with sign, + is too many':<43}"

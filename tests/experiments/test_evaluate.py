@@ -45,7 +45,7 @@ def test_label_images_give_instance_metrics_and_pictures(
     load_program, segmenter, tmp_path, capsys
 ):
     evaluation, out = evaluate_discs(load_program, segmenter, tmp_path)
-    names = ["average_precision.png", "metrics.json", "predictions.png"]
+    names = ["average_precision.png", "metrics.json", "predictions.png", "report.html"]
     assert sorted(path.name for path in out.iterdir()) == names
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["protocol"] == {"subset": "val"}
@@ -56,6 +56,10 @@ def test_label_images_give_instance_metrics_and_pictures(
     width, height = size_of(out / "predictions.png")
     assert 1500 < width < 2500 and height > width
     size_of(out / "average_precision.png")
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/png;base64,") == 2
+    for value in (mean["mean_ap"], mean["ap50"], metrics["pooled"]["iou"]):
+        assert f"<dd>{value:.3f}</dd>" in page
     printed = capsys.readouterr().out
     assert all(str(out / name) in printed for name in names)
 
@@ -63,7 +67,8 @@ def test_label_images_give_instance_metrics_and_pictures(
 def test_masks_give_pixel_metrics_and_their_picture(load_program, segmenter, tmp_path):
     _, out = evaluate_discs(load_program, segmenter, tmp_path, truth="masks")
     names = sorted(path.name for path in out.iterdir())
-    assert names == ["metrics.json", "predictions.png"]
+    assert names == ["metrics.json", "predictions.png", "report.html"]
+    assert "nuclei cannot be scored" in (out / "report.html").read_text()
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["instances"] is None
     assert metrics["pooled"]["iou"] > 0.8

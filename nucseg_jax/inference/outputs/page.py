@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import base64
 import collections
-import datetime
-import html
 import math
 import os
 import pathlib
@@ -18,15 +16,12 @@ from typing import Any
 
 from nucseg_jax.files import replacing
 from nucseg_jax.inference.measurements import MICROMETRES, PIXELS
-from nucseg_jax.inference.outputs import charts
-from nucseg_jax.inference.outputs.style import CSS
+from nucseg_jax.inference.outputs import charts, markup
 from nucseg_jax.inference.outputs.summaries import read_summaries
 from nucseg_jax.inference.outputs.tables import MEGAPIXEL
 
 # More would make the page slow to open: some 2 MB of pictures, 1 MB of rows.
 MOST_THUMBNAILS, MOST_ROWS = 250, 2000
-# Nothing may be fetched, whatever a file name says.
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 _UNITS = {MICROMETRES: "µm²", PIXELS: "px"}
 _AREA_OF_MM2 = 1e6  # In square micrometres.
 
@@ -89,20 +84,13 @@ def _page(
     failures: Sequence[tuple[str, str]],
 ) -> Iterator[str]:
     totals = _Totals(read_summaries(folder))
-    made = datetime.datetime.now().strftime("%Y-%m-%d %H:%M")
-    yield (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n"
-        f'<h1>{_text(title)}</h1>\n<p class="note">{made}</p>\n'
-    )
+    yield markup.begin(title)
     yield _totals_section(totals, len(failures))
     yield _failures_section(failures)
     yield _charts_section(totals)
     yield from _images_section(folder, len(totals.counts))
-    yield _settings_section(settings)
-    yield "</body>\n</html>\n"
+    yield markup.settings_section(settings)
+    yield markup.END
 
 
 def _totals_section(totals: _Totals, num_failures: int) -> str:
@@ -121,15 +109,14 @@ def _totals_section(totals: _Totals, num_failures: int) -> str:
     values.append(("Time", f"{_number(totals.seconds)} <small>s</small>"))
     if num_failures:
         values.append(("Failed", f"{num_failures:,}"))
-    items = "".join(f"<div><dt>{k}</dt><dd>{v}</dd></div>" for k, v in values)
-    return f'<dl class="totals">{items}</dl>\n'
+    return markup.totals(values)
 
 
 def _failures_section(failures: Sequence[tuple[str, str]]) -> str:
     if not failures:
         return ""
     rows = "".join(
-        f"<tr><td>{_text(name)}</td><td>{_text(reason)}</td></tr>\n"
+        f"<tr><td>{markup.escape(name)}</td><td>{markup.escape(reason)}</td></tr>\n"
         for name, reason in failures
     )
     return (
@@ -189,30 +176,16 @@ def _image_row(
         density = _with_unit(summary["density_per_mm2"], "/mm²")
     area = _with_unit(summary["median_area"], _UNITS[summary["unit"]])
     links = " ".join(
-        f'<a href="{_link(path)}">{name}</a>' for name, path in outputs.items()
+        f'<a href="{_link(path)}">{product}</a>' for product, path in outputs.items()
     )
+    name = markup.escape(summary["name"])
     return (
-        f'<tr><td class="thumbnail">{picture}</td><td>{_text(summary["name"])}</td>'
+        f'<tr><td class="thumbnail">{picture}</td><td>{name}</td>'
         f'<td class="number">{summary["width"]:,} × {summary["height"]:,}</td>'
         f'<td class="number">{summary["count"]:,}</td>'
         f'<td class="number">{density}</td><td class="number">{area}</td>'
         f'<td class="files">{links}</td></tr>\n'
     )
-
-
-def _settings_section(settings: Mapping[str, object]) -> str:
-    rows = "".join(
-        f"<tr><th>{_text(str(name))}</th><td>{_text(str(value))}</td></tr>\n"
-        for name, value in settings.items()
-    )
-    if not rows:
-        return ""
-    return f'<h2>Settings</h2>\n<table class="settings"><tbody>{rows}</tbody></table>\n'
-
-
-def _text(text: str) -> str:
-    """Escapes what a file name or a user brought in."""
-    return html.escape(os.fsencode(text).decode(errors="replace"))
 
 
 def _link(path: str) -> str:

@@ -33,6 +33,8 @@ dl.totals small { font-size: .85rem; font-weight: 400; color: var(--faint); }
 .charts { display: flex; flex-wrap: wrap; gap: 1.5rem; }
 figure { margin: 0; flex: 1 1 22rem; max-width: 32rem; }
 figcaption { font-weight: 600; margin-bottom: .3rem; }
+figure.wide { max-width: none; margin-bottom: 1.5rem; }
+.wide img { max-width: 100%; background: #fff; }
 svg { width: 100%; height: auto; display: block; }
 table { border-collapse: collapse; width: 100%; }
 th {

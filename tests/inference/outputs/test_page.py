@@ -14,6 +14,7 @@ import PIL.Image
 import pytest
 
 from nucseg_jax.inference.outputs import create_writers, page, summaries
+from nucseg_jax.inference.outputs.style import CSS
 
 EVIL = '<img src=x onerror="alert(1)">&"\'.tif'
 VOID = {"meta", "img", "br", "link", "input", "path", "use", "rect"}
@@ -118,7 +119,7 @@ def test_nothing_is_fetched(tmp_path, plane):
     assert all(
         i["src"].startswith("data:image/jpeg;base64,") for i in parsed.all("img")
     )
-    assert "@import" not in page.CSS and "url(" not in page.CSS
+    assert "@import" not in CSS and "url(" not in CSS
     (policy,) = [m["content"] for m in parsed.all("meta") if "http-equiv" in m]
     assert policy.startswith("default-src 'none'")
 
