@@ -115,7 +115,7 @@ def count_sums(config: Config) -> tuple[int, int]:
     )
     tx = optim.create_optimizer(config.train, steps_per_epoch=50)
     created = state.create_train_state(create_model(config), tx, seed=0)
-    batch = measure.make_batch(2 * config.train.batch_size, config.data.size)
+    batch = measure.make_batch(2 * config.train.batch_size, config.data)
     loss = losses.make_loss(config.train.supervision, config.data.targets)
     with jax.set_mesh(mesh):
         jitted = jax.jit(step.make_train_step(loss), out_shardings=whole)
