@@ -1,7 +1,9 @@
 """Probabilities to label images, by hand-made examples."""
 
 import dataclasses
+import time
 
+import cv2
 import numpy as np
 import pytest
 import skimage.draw
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from nucseg_jax.config import TARGET_NAMES, DecodingConfig
 from nucseg_jax.data.targets import make_targets
 from nucseg_jax.inference import instances
+from tests.inference.test_measurements import nuclei_like
 
 PLAIN = DecodingConfig(method="components", min_area=0, max_hole=0)
 
@@ -197,3 +200,21 @@ def test_one_value_everywhere(num_targets, value, shape):
     names = TARGET_NAMES[:num_targets]
     labels = instances.label_nuclei(probs, names, DecodingConfig(min_area=0))
     np.testing.assert_array_equal(labels, np.full(shape, value))
+
+
+@pytest.mark.slow
+def test_a_megapixel_of_1000_nuclei_takes_less_than_the_promised_time():
+    probs = perfect(nuclei_like(1000, 1000))
+    decoding = DecodingConfig(min_probability=0.5)
+
+    def seconds() -> float:
+        start = time.thread_time()
+        instances.label_nuclei(probs, TARGET_NAMES, decoding)
+        return time.thread_time() - start
+
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(0)
+    try:
+        assert min(seconds() for _ in range(5)) < 0.15
+    finally:
+        cv2.setNumThreads(threads)
