@@ -49,8 +49,8 @@ shared.tile()
 shared.dtype()
 shared.scale()
 shared.pixel_size(
-    "Micrometres a pixel, for measurements and, if the network knows that of its training "
-    "images, for the scale; 0 = as the file says, if it does."
+    "Micrometres a pixel, for measurements and, if the network knows that of its "
+    "training images, for the scale; 0 = as the file says, if it does."
 )
 shared.channel()
 shared.axes()
