@@ -10,7 +10,7 @@ from __future__ import annotations
 import pathlib
 
 from experiments import flags as shared
-from experiments import results
+from experiments import output_folder
 
 _OUTPUT = shared.output("Folder with the results of all shards.")
 
@@ -18,8 +18,8 @@ _OUTPUT = shared.output("Folder with the results of all shards.")
 def main() -> None:
     """Merges and tells."""
     folder = pathlib.Path(_OUTPUT.value)
-    results.read_settings(folder)
-    count = results.merge(folder)
+    output_folder.read_settings(folder)
+    count = output_folder.merge(folder)
     print(f"{count} images -> {folder / 'nuclei.csv'}, summary.csv, report.html")
 
 

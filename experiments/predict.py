@@ -20,7 +20,7 @@ import tqdm
 from absl import flags
 
 from experiments import flags as shared
-from experiments import results
+from experiments import output_folder
 from experiments.device import start_device
 from experiments.prediction import (
     choose_checkpoint,
@@ -91,13 +91,13 @@ def main() -> int:
     print(start_device())
     checkpoint = choose_checkpoint(pretrained.choose)
     segmenter = load_segmenter(**read_network(checkpoint))
-    results.check_settings(folder, read_settings(checkpoint))
+    output_folder.check_settings(folder, read_settings(checkpoint))
     outputs.remove_leftovers(folder)
     outcomes = segment_all(jobs, segmenter, folder, options)
     failed = [outcome for outcome in outcomes if outcome.error]
-    results.write_failures(folder, failed, _NUM_SHARDS.value, _SHARD_INDEX.value)
+    output_folder.write_failures(folder, failed, _NUM_SHARDS.value, _SHARD_INDEX.value)
     if _NUM_SHARDS.value == 1:
-        results.merge(folder)
+        output_folder.merge(folder)
     else:
         print(
             f"when all shards are done: python -m experiments.merge --output={folder}"

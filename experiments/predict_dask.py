@@ -23,7 +23,7 @@ import tqdm
 from absl import flags
 
 from experiments import flags as shared
-from experiments import results
+from experiments import output_folder
 from experiments.device import describe_device
 from experiments.prediction import (
     choose_checkpoint,
@@ -89,7 +89,7 @@ def main() -> None:
         checkpoint = choose_checkpoint(client.submit(pretrained.choose).result)
         network = block_tasks.Network(**read_network(checkpoint))
         settings = read_settings(checkpoint) | {"block": _BLOCK.value}
-        results.check_settings(folder, settings)
+        output_folder.check_settings(folder, settings)
         outputs.remove_leftovers(folder)
         for job in find_jobs(os.path.abspath(_INPUT.value)):
             outcome = cluster.segment_image(
@@ -103,7 +103,7 @@ def main() -> None:
             )
             done = " (finished before)" if outcome.num_skipped else ""
             print(f"{job.relative}: {outcome.num_nuclei:,} new nuclei{done}")
-    results.merge(folder)
+    output_folder.merge(folder)
     print(f"-> {folder / 'nuclei.csv'}, summary.csv, report.html, labels_zarr")
 
 

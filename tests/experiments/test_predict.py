@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from experiments import results
+from experiments import output_folder
 from experiments.prediction import choose_checkpoint, read_network, read_settings
 from nucseg_jax.inference.block_tasks import Network
 from nucseg_jax.inference.run import Job, Outcome
@@ -80,9 +80,9 @@ def test_failures_of_other_numbers_of_shards_are_forgotten(tmp_path):
     job = Job(pathlib.Path("a"), pathlib.PurePath("a"), pathlib.PurePath("a"))
     failed = [Outcome(job, error="damaged")]
     for shards in ((8, 3), (8, 5), (2, 0)):
-        results.write_failures(tmp_path, failed, *shards)
+        output_folder.write_failures(tmp_path, failed, *shards)
     assert [path.name for path in tmp_path.iterdir()] == ["failed_0_of_2.csv"]
-    results.write_failures(tmp_path, failed, 2, 1)
-    assert len(list(results.read_failures(tmp_path))) == 2
-    results.write_failures(tmp_path, [], 1, 0)
+    output_folder.write_failures(tmp_path, failed, 2, 1)
+    assert len(list(output_folder.read_failures(tmp_path))) == 2
+    output_folder.write_failures(tmp_path, [], 1, 0)
     assert not list(tmp_path.iterdir())
