@@ -86,8 +86,12 @@ def mode() -> flags.FlagHolder:
     return _once(flags.DEFINE_enum, "mode", "", choices, meaning)
 
 
-def threshold(meaning: str, default: str) -> flags.FlagHolder:
-    """Asks for the flag --threshold."""
+def threshold(meaning: str = "", default: str = "") -> flags.FlagHolder:
+    """Asks for the flag --threshold, by default of the decoding."""
+    meaning = meaning or (
+        "Least probability of a nucleus's pixels; empty = as tuned. If given, no "
+        "nucleus is dropped for its mean probability."
+    )
     return _once(flags.DEFINE_string, "threshold", default, meaning)
 
 
@@ -146,8 +150,12 @@ def max_pixels() -> flags.FlagHolder:
     return _once(flags.DEFINE_integer, "max_pixels", MAX_PIXELS, meaning)
 
 
-def pixel_size(meaning: str) -> flags.FlagHolder:
+def pixel_size() -> flags.FlagHolder:
     """Asks for the flag --pixel_size, which is a setting of training, too."""
+    meaning = (
+        "Micrometres a pixel, for measurements and, if the network knows that of its "
+        "training images, for the scale; 0 = as each file says, if it does."
+    )
     return _once(flags.DEFINE_float, "pixel_size", 0.0, meaning)
 
 

@@ -27,7 +27,7 @@ from experiments.device import describe_machine, start_device
 from nucseg_jax import pretrained
 from nucseg_jax.checkpoints import restore_for_inference
 from nucseg_jax.config import Config, DecodingConfig, Mode
-from nucseg_jax.data.index import Example, load_subsets
+from nucseg_jax.data.index import Example, load_subset
 from nucseg_jax.evaluation import figures
 from nucseg_jax.evaluation.evaluate import evaluate
 from nucseg_jax.evaluation.tuning import can_tune, tune_decoding
@@ -88,10 +88,8 @@ def main() -> None:
     """Scores and times every head by itself, and all together."""
     restored = Restored(*restore_for_inference(pretrained.resolve(_CHECKPOINT.value)))
     data = shared.choose_data(restored.config.data)
-    subsets = load_subsets(data)
+    examples, val = (load_subset(data, name) for name in (_SUBSET.value, "val"))
     print(start_device())
-    if not subsets[_SUBSET.value]:
-        raise ValueError(f"{data.data_dir}: {data.split} has no {_SUBSET.value} images")
     heads = [*range(1, restored.model.depth), 0]
     times = time_heads(restored, heads)
     rows = [
@@ -99,7 +97,7 @@ def main() -> None:
             "head": head,
             "parameters": restored.count_parameters(head),
             "s_per_image": times[head],
-            **score_head(restored, subsets[_SUBSET.value], subsets["val"], head),
+            **score_head(restored, examples, val, head),
         }
         for head in heads
     ]

@@ -50,19 +50,12 @@ _SAVE = flags.DEFINE_list(
     + "; ".join(f"{product.name} ({product.help})" for product in outputs.PRODUCTS),
 )
 shared.mode()
-shared.threshold(
-    "Least probability of a nucleus's pixels; empty = as tuned. If given, no nucleus "
-    "is dropped for its mean probability.",
-    default="",
-)
+shared.threshold()
 shared.tta()
 shared.tile()
 shared.dtype()
 shared.scale()
-shared.pixel_size(
-    "Micrometres a pixel, for measurements and, if the network knows that of its "
-    "training images, for the scale; 0 = as each file says, if it does."
-)
+shared.pixel_size()
 shared.channel()
 shared.axes()
 shared.max_pixels()

@@ -39,19 +39,12 @@ shared.checkpoint(required=False)
 _INPUT = shared.source("The image, where all workers can read it.")
 _OUTPUT = shared.output("Folder for the results, where all workers can write.")
 shared.mode()
-shared.threshold(
-    "Least probability of a nucleus's pixels; empty = as tuned. If given, no nucleus "
-    "is dropped for its mean probability.",
-    default="",
-)
+shared.threshold()
 shared.tta()
 shared.tile()
 shared.dtype()
 shared.scale()
-shared.pixel_size(
-    "Micrometres a pixel, for measurements and, if the network knows that of its "
-    "training images, for the scale; 0 = as the file says, if it does."
-)
+shared.pixel_size()
 shared.channel()
 shared.axes()
 shared.max_pixels()

@@ -103,29 +103,47 @@ def prepare(
       The number of images.
     """
     better = {example.id: example for example in corrected or ()}
-    rows: list[dict[str, Any]] = []
+    rows = []
     (output / "images").mkdir(parents=True)
     for example in tqdm.tqdm(source, desc="preparing", unit="image"):
-        name = pathlib.Path(f"{example.id}{example.image.suffix.lower()}")
-        shutil.copyfile(example.image, output / "images" / name)
-        _, label_image = read_pair(example)
-        mask = np.where(label_image > 0, 255, 0).astype(np.uint8)
-        write_png(output / "masks" / name.with_suffix(".png"), mask)
-        height, width = mask.shape
-        row = {"id": example.id, "height": height, "width": width, "nuclei": ""}
-        labelled = example if corrected is None else better.get(example.id)
-        if labelled:
-            label_image = number_consecutively(read_pair(labelled)[1])
-            if label_image.shape != mask.shape:
-                raise ValueError(
-                    f"{labelled.image}: is {label_image.shape}, not {mask.shape} as "
-                    f"{example.image}"
-                )
-            write_png(output / "labels" / name.with_suffix(".png"), label_image)
-            row["nuclei"] = str(label_image.max())
-        rows.append(row)
+        label_image = read_pair(example)[1]
+        labels = label_image
+        if corrected is not None:
+            labels = _read_corrected(better.get(example.id), example, label_image.shape)
+        rows.append(_write_example(example, label_image > 0, labels, output))
     write_index(output / "index.csv", rows)
     return len(rows)
+
+
+def _read_corrected(
+    better: Example | None, example: Example, shape: tuple[int, ...]
+) -> np.ndarray | None:
+    """Reads the corrected label image of an example, None if it was dropped there."""
+    if better is None:
+        return None
+    label_image = read_pair(better)[1]
+    if label_image.shape != shape:
+        raise ValueError(
+            f"{better.image}: is {label_image.shape}, not {shape} as {example.image}"
+        )
+    return label_image
+
+
+def _write_example(
+    example: Example, mask: np.ndarray, labels: np.ndarray | None, output: pathlib.Path
+) -> dict[str, Any]:
+    """Writes an example's files; returns its row of the index."""
+    name = pathlib.Path(f"{example.id}{example.image.suffix.lower()}")
+    shutil.copyfile(example.image, output / "images" / name)
+    name = name.with_suffix(".png")
+    write_png(output / "masks" / name, np.where(mask, 255, 0).astype(np.uint8))
+    height, width = mask.shape
+    row = {"id": example.id, "height": height, "width": width, "nuclei": ""}
+    if labels is not None:
+        labels = number_consecutively(labels)
+        write_png(output / "labels" / name, labels)
+        row["nuclei"] = labels.max()
+    return row
 
 
 def write_index(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:

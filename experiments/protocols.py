@@ -17,7 +17,7 @@ from experiments import training_run
 from experiments.device import describe_machine
 from nucseg_jax.checkpoints import without_paths
 from nucseg_jax.config import Config
-from nucseg_jax.data.index import load_subsets
+from nucseg_jax.data.index import Example, load_subset
 from nucseg_jax.evaluation.evaluate import evaluate
 from nucseg_jax.inference.segmenter import load_segmenter
 from nucseg_jax.training.history import read_history
@@ -74,14 +74,16 @@ def measure(
     rules = PROTOCOLS[protocol]
     rules = dataclasses.replace(rules, subset=subset or rules.subset)
     config = _replace(config, "data", **rules.data)
-    if not load_subsets(config.data)[rules.subset]:
-        raise ValueError(
-            f"{config.data.data_dir}: {config.data.split} has no {rules.subset} images"
-        )
+    # Before hours of training.
+    examples = load_subset(config.data, rules.subset)
     seeds = range(config.train.seed, config.train.seed + num_runs)
     runs = [
         _measure_run(
-            _replace(config, "train", seed=seed), workdir / f"seed_{seed}", rules, stop
+            _replace(config, "train", seed=seed),
+            workdir / f"seed_{seed}",
+            examples,
+            rules,
+            stop,
         )
         for seed in seeds
     ]
@@ -96,10 +98,13 @@ def measure(
 
 
 def _measure_run(
-    config: Config, workdir: pathlib.Path, rules: Protocol, stop: StopRequest
+    config: Config,
+    workdir: pathlib.Path,
+    examples: list[Example],
+    rules: Protocol,
+    stop: StopRequest,
 ) -> dict[str, Any]:
     training_run.run(config, workdir, stop)
-    examples = load_subsets(config.data)[rules.subset]
     bar = tqdm.tqdm(examples, desc=f"scoring {rules.subset}", unit="image")
     scores = evaluate(
         load_segmenter(workdir),

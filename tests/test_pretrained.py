@@ -10,7 +10,7 @@ import pytest
 
 from nucseg_jax import checkpoints as ckpt
 from nucseg_jax import load_segmenter, pretrained
-from nucseg_jax.config import DecodingConfig
+from nucseg_jax.config import DataConfig, DecodingConfig
 from nucseg_jax.data.images import read_image
 from tests.test_checkpoints import CONFIG, create_state, save
 
@@ -28,7 +28,10 @@ def test_a_network_is_whole_small_and_says_what_it_is(name):
         assert f"\n## {heading}\n" in card
     # Where it was trained is nobody's business.
     assert not any(b"/home/" in path.read_bytes() for path in files)
-    assert ckpt.restore_for_inference(folder)[2].data.data_dir == ""
+    data = ckpt.restore_for_inference(folder)[2].data
+    assert data.data_dir == ""
+    # Other people's folders have no such column.
+    assert data.split == DataConfig().split
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,18 @@ def load_subsets(config: DataConfig) -> dict[str, list[Example]]:
     return split_examples(examples, config)
 
 
+def load_subset(config: DataConfig, name: str) -> list[Example]:
+    """Finds the examples of one subset.
+
+    Raises:
+      DatasetError: If there are none.
+    """
+    examples = load_subsets(config)[name]
+    if not examples:
+        raise DatasetError(f"{config.data_dir}: {config.split} has no {name} images")
+    return examples
+
+
 def _find_indexed(root: pathlib.Path, truth: str) -> list[Example]:
     with open(root / "index.csv", newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file, restval=""))

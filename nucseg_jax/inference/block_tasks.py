@@ -25,11 +25,10 @@ import numpy as np
 import zarr
 
 from nucseg_jax import pretrained
-from nucseg_jax.checkpoints import restore_for_inference
+from nucseg_jax.checkpoints import read_digest, restore_for_inference
 from nucseg_jax.config import Dtype, Mode
 from nucseg_jax.data.intensity import intensity_range
 from nucseg_jax.data.planes import Plane
-from nucseg_jax.digests import digest_json, digest_tree
 from nucseg_jax.files import TEXT, replacing
 from nucseg_jax.inference import contrast
 from nucseg_jax.inference.blocks import Block, Blocks, assemble, claim
@@ -260,7 +259,7 @@ def _load_once(network: Network) -> tuple[Segmenter, str]:
         tile=network.tile,
         dtype=network.dtype,
     )
-    return segmenter, digest_json([config.to_dict(), digest_tree(variables)])
+    return segmenter, read_digest(folder)
 
 
 def _find_nuclei(work: Work, block: Block, plane: Plane, before: list[Block]) -> Window:

@@ -272,13 +272,15 @@ def take_stamp(image: pathlib.Path) -> str:
       ImageError: If it cannot be looked at.
     """
     try:
-        files = [image]
-        if image.is_dir():
-            files = [path for path in image.rglob("*") if path.is_file()]
-        states = [path.stat() for path in files]
+        inside = (
+            os.path.join(folder, name)
+            for folder, _, names in os.walk(image)
+            for name in names
+        )
+        states = [os.stat(path) for path in inside] or [image.stat()]
     except OSError as error:
         raise ImageError(f"{image}: {error.strerror}") from error
-    latest = max((state.st_mtime_ns for state in states), default=0)
+    latest = max(state.st_mtime_ns for state in states)
     return f"{sum(state.st_size for state in states)} bytes, {latest} ns"
 
 

@@ -7,7 +7,7 @@ scale - 0.5 of the image. A region gives the same pixels as the whole would.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -126,25 +126,27 @@ def _resample(
     size: tuple[int, int],
     scale: float,
     starts: tuple[int, int],
-    source_starts: Iterable[int],
+    source_starts: Sequence[int],
 ) -> np.ndarray:
     """Interpolates `size` pixels from `starts` on, given the image from others on."""
+    if pixels.shape[-1] == 2:
+        # OpenCV refuses rows of 32,767 pixels and more of two channels, but not of one.
+        parts = (
+            _resample(channel[..., None], size, scale, starts, source_starts)
+            for channel in cv2.split(pixels)
+        )
+        return np.concatenate(list(parts), axis=-1)
     offsets = [
         (start + 0.5) / scale - 0.5 - source
         for start, source in zip(starts, source_starts, strict=True)
     ]
     matrix = np.array([[1 / scale, 0, offsets[1]], [0, 1 / scale, offsets[0]]])
-    # Of two channels, OpenCV refuses rows of 32,767 pixels and more; not of one.
-    channels = cv2.split(pixels) if pixels.shape[-1] == 2 else [pixels]
-    results = [
-        cv2.warpAffine(
-            channel,
-            matrix,
-            size[::-1],
-            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
-            borderMode=cv2.BORDER_REPLICATE,
-        )
-        for channel in channels
-    ]
+    result = cv2.warpAffine(
+        pixels,
+        matrix,
+        size[::-1],
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
     # OpenCV drops a last axis of length one.
-    return np.dstack(results).reshape(*size, pixels.shape[-1])
+    return result.reshape(*size, pixels.shape[-1])

@@ -388,3 +388,14 @@ def test_fingerprint_is_of_contents_and_ids_not_of_places(tmp_path):
     content[-1] ^= 1
     path.write_bytes(content)
     assert whole != index.fingerprint(second)
+
+
+def test_a_subset_that_is_empty_is_named(tmp_path):
+    touch(
+        tmp_path, *(f"{folder}/{x}.png" for folder in ("images", "masks") for x in "ab")
+    )
+    write_index(tmp_path, "id,fold", "a,train", "b,val")
+    config = DataConfig(data_dir=str(tmp_path), split="fold")
+    assert [example.id for example in index.load_subset(config, "val")] == ["b"]
+    with pytest.raises(DatasetError, match="fold has no test images"):
+        index.load_subset(config, "test")

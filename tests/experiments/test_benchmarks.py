@@ -64,3 +64,16 @@ def test_the_program_measures_beside_the_peer(peer, tmp_path):
     assert 0 < rows["fast 1"]["gflop"] <= rows["infer"]["gflop"]
     assert 2 < rows["train"]["gflop"] / rows["infer"]["gflop"] < 4
     assert report["machine"]["product_gflop_per_s_float32"] > 0
+
+
+def test_what_was_measured_before_a_failure_is_kept(tmp_path):
+    script = tmp_path / "peer.py"
+    script.write_text("import sys\nassert sys.argv[2] == '1', 'too large'\n" + PEER)
+    output = tmp_path / "speed.json"
+    command = [sys.executable, "-m", "experiments.benchmarks", f"--output={output}"]
+    command += ["--features=2,3", "--size=32", "--repeats=1", "--batch_sizes=1,2"]
+    command += [f"--peer={sys.executable} {script}", "--parts=infer"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode and "too large" in result.stderr
+    rows = json.loads(output.read_text())["rows"]
+    assert [row["batch_size"] for row in rows] == [1]

@@ -7,6 +7,8 @@ import pytest
 
 from experiments import output_folder
 from experiments.prediction import choose_checkpoint, read_network, read_settings
+from nucseg_jax import pretrained
+from nucseg_jax.checkpoints import read_digest
 from nucseg_jax.inference.block_tasks import Network
 from nucseg_jax.inference.run import Job, Outcome
 from nucseg_jax.inference.streams import PlaneInfo
@@ -61,7 +63,10 @@ def test_an_image_that_is_soon_done_has_no_bar(show_tiles, capsys):
 def test_what_the_flags_say_of_the_network_reaches_a_cluster_too(load_program):
     load_program("predict_dask", "--input=in", "--output=out", "--dtype=bfloat16")
     assert Network(**read_network("small")) == Network("small", dtype="bfloat16")
-    assert read_settings("small")["dtype"] == "bfloat16"
+    settings = read_settings("small")
+    assert settings["dtype"] == "bfloat16"
+    # Results of a network and of its successor in the same folder are not mixed.
+    assert read_digest(pretrained.resolve("small")).startswith(settings["network"])
 
 
 def test_a_network_is_chosen_and_told_where_none_is_named(load_program, capsys):

@@ -8,7 +8,10 @@ import sys
 
 import pytest
 
-from experiments import tables
+from experiments import protocols, tables
+from nucseg_jax.config import Config, DataConfig
+from nucseg_jax.data.index import DatasetError
+from nucseg_jax.training.stopping import StopRequest
 from tests.helpers import write_disc_dataset
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -113,3 +116,20 @@ def test_numbers_are_written_as_in_papers():
     assert tables._spread([0.5, 0.7], 3) == ".600 (.500 to .700)"
     assert tables._spread([4.06], 1) == "4.1"
     assert tables._spread([1.0], 3) == "1.000"
+
+
+def test_a_subset_that_is_empty_is_told_before_any_training(bowl, tmp_path):
+    with open(bowl / "index.csv", "w") as file:
+        file.write("id,grouped_split\n" + "".join(f"{k:03},train\n" for k in range(5)))
+        file.write("005,val\n")
+    config = Config(data=DataConfig(data_dir=str(bowl)))
+    with pytest.raises(DatasetError, match="grouped_split has no test images"):
+        protocols.measure(
+            "grouped",
+            config,
+            subset=None,
+            num_runs=1,
+            workdir=tmp_path / "runs",
+            stop=StopRequest(),
+        )
+    assert not (tmp_path / "runs").exists()

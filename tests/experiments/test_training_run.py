@@ -78,3 +78,25 @@ def test_of_masks_the_mode_with_the_better_pixels_becomes_the_default(
     assert "decoding is not tuned" in capsys.readouterr().out
     _, _, restored = restore_for_inference(tmp_path)
     assert restored.decoding == dataclasses.replace(decoding, mode=kept)
+
+
+@pytest.mark.parametrize(
+    ("balance_by", "steps_per_epoch", "expected"),
+    [("", 0, 5), ("kind", 0, 6), ("kind", 9, 9)],
+)
+def test_an_epoch_is_as_long_as_the_images_with_their_repeats(
+    balance_by, steps_per_epoch, expected
+):
+    """Of five images, the one of the rare kind comes twice."""
+    path = pathlib.Path("a.png")
+    kinds = [{"kind": "a"}] * 4 + [{"kind": "b"}]
+    examples = [Example("a", path, (path,), "mask", "a", kind) for kind in kinds]
+    config = dataclasses.replace(
+        CONFIG,
+        data=dataclasses.replace(CONFIG.data, balance_by=balance_by),
+        train=dataclasses.replace(
+            CONFIG.train, batch_size=1, steps_per_epoch=steps_per_epoch
+        ),
+    )
+    run = types.SimpleNamespace(config=config, subsets={"train": examples})
+    assert training_run.Run.steps_per_epoch.fget(run) == expected
