@@ -10,6 +10,7 @@ project is faster.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -152,12 +153,16 @@ def measure_loader(config: Config) -> list[dict]:
     examples = load_subsets(data)["train"]
     config = dataclasses.replace(config, data=data)
     rates: dict[str, list[float]] = collections.defaultdict(list)
-    for _ in tqdm.trange(_REPEATS.value, desc="loader", unit="repeat"):
-        alone = measure.transforms_rate(config, examples, _LOADER_SECONDS)
-        rates["transforms alone, one core"].append(alone)
-        for workers in (0, 1, 2):
-            rate = measure.loader_rate(config, examples, workers, _LOADER_SECONDS)
-            rates[f"loader, {workers} workers"].append(rate)
+    with contextlib.ExitStack() as stack:
+        loaders = [
+            stack.enter_context(measure.loader(config, examples, workers))
+            for workers in (0, 1, 2)
+        ]
+        for _ in tqdm.trange(_REPEATS.value, desc="loader", unit="repeat"):
+            alone = measure.transforms_rate(config, examples, _LOADER_SECONDS)
+            rates["transforms alone, one core"].append(alone)
+            for workers, rate in enumerate(loaders):
+                rates[f"loader, {workers} workers"].append(rate(_LOADER_SECONDS))
     return [_loader_row(part, rates) for part in rates]
 
 

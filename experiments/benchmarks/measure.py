@@ -7,10 +7,11 @@ zeros, for which some hardware is faster.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import cv2
@@ -23,6 +24,9 @@ from nucseg_jax.config import Config, DataConfig
 from nucseg_jax.data import index, pipeline
 from nucseg_jax.inference.predictor import make_predict_fn
 from nucseg_jax.training import losses, optim, state, step
+
+# At most, while nobody asks for them: eight by threads, some by each process.
+_WAITING_BATCHES = 16
 
 
 def make_batch(batch_size: int, data: DataConfig) -> dict[str, jax.Array]:
@@ -83,10 +87,15 @@ def fastest(run: Callable[[], float], steps: int) -> float:
     return min(run() for _ in range(steps))
 
 
-def loader_rate(
-    config: Config, examples: list[index.Example], num_workers: int, seconds: float
-) -> float:
-    """Measures images a second of the training loader, its cache filled."""
+@contextlib.contextmanager
+def loader(
+    config: Config, examples: list[index.Example], num_workers: int
+) -> Iterator[Callable[[float], float]]:
+    """Starts the training loader and fills its cache.
+
+    Yields:
+      Function of seconds to measure for, to images a second.
+    """
     batches = pipeline.make_train_batches(
         examples,
         config.data,
@@ -94,16 +103,25 @@ def loader_rate(
         seed=0,
         num_workers=num_workers,
     )
-    try:
-        warm_up = 2 * len(examples) // config.train.batch_size + 20
-        for _ in itertools.islice(batches, warm_up):
-            pass
+
+    def rate(seconds: float) -> float:
+        # What was made while nobody asked for it.
+        _skip(batches, _WAITING_BATCHES)
         start, count = time.perf_counter(), 0
         while time.perf_counter() - start < seconds:
             count += len(next(batches)["valid"])
         return count / (time.perf_counter() - start)
+
+    try:
+        _skip(batches, 2 * len(examples) // config.train.batch_size)
+        yield rate
     finally:
         batches.close()
+
+
+def _skip(batches: Iterator[pipeline.Batch], count: int) -> None:
+    for _ in itertools.islice(batches, count):
+        pass
 
 
 def transforms_rate(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 
 from nucseg_jax.config import Mode
 from nucseg_jax.network.unet_plus_plus import (
+    Interior,
     UNetPlusPlus,
     Variables,
     average_heads,
@@ -19,6 +21,14 @@ from nucseg_jax.network.unet_plus_plus import (
 Array = jax.Array
 
 
+class PredictFn(Protocol):
+    """Images to probabilities; `make_predict_fn` says more."""
+
+    def __call__(self, images: Array, interior: Interior | None = None, /) -> Array:
+        """Predicts the images, or an interior of them."""
+        ...
+
+
 def make_predict_fn(
     model: UNetPlusPlus,
     variables: Variables,
@@ -26,7 +36,7 @@ def make_predict_fn(
     *,
     head: int | None = None,
     tta: int = 1,
-) -> Callable[[Array], Array]:
+) -> PredictFn:
     """Makes the compiled prediction function; one compilation a shape.
 
     Args:
@@ -40,7 +50,9 @@ def make_predict_fn(
 
     Returns:
       Function of images float32 [B, H, W, 3] in [0, 1], of any H and W, to
-      probabilities float32 [B, H, W, T].
+      probabilities float32 [B, H, W, T]. Given an interior of the images, whose sizes
+      must then be multiples of 2^(depth - 1), it returns the probabilities there; near
+      edges where the image goes on they are others than those of the whole.
 
     Raises:
       ValueError: If the mode, the head or the number of views does not exist.
@@ -54,24 +66,28 @@ def make_predict_fn(
         model, variables = prune(model, variables, head)
     multiple = 2 ** (model.depth - 1)
 
-    def predict(images: Array) -> Array:
+    def predict(images: Array, interior: Interior | None = None) -> Array:
         height, width = images.shape[1:3]
         padded = _pad_to_multiple(images, multiple)
-        probs = average_heads(infer(model, variables, padded))
+        probs = average_heads(infer(model, variables, padded, interior))
         return probs[:, :height, :width]
 
     return jax.jit(_average_views(predict) if tta == 8 else predict)
 
 
-def _average_views(predict: Callable[[Array], Array]) -> Callable[[Array], Array]:
+def _average_views(predict: PredictFn) -> PredictFn:
     """Averages over the eight flips and quarter turns of a square."""
 
-    def predict_views(images: Array) -> Array:
+    def predict_views(images: Array, interior: Interior | None = None) -> Array:
         # One view after the other: eight at once would take eight times the memory.
         total = jnp.zeros((), jnp.float32)
         for turns in range(4):
             for flip in (False, True):
-                total += _unview(predict(_view(images, turns, flip)), turns, flip)
+                part = interior and _view_interior(
+                    interior, images.shape[1:3], turns, flip
+                )
+                probs = predict(_view(images, turns, flip), part)
+                total += _unview(probs, turns, flip)
         return total / 8
 
     return predict_views
@@ -80,6 +96,22 @@ def _average_views(predict: Callable[[Array], Array]) -> Callable[[Array], Array
 def _view(images: Array, turns: int, flip: bool) -> Array:
     turned = jnp.rot90(images, turns, axes=(1, 2))
     return turned[:, :, ::-1] if flip else turned
+
+
+def _view_interior(
+    interior: Interior, shape: tuple[int, ...], turns: int, flip: bool
+) -> Interior:
+    """Finds the place of an interior in a view of images of a shape."""
+    height, width = shape
+    for _ in range(turns):
+        # The last column becomes the first row.
+        top = width - interior.left - interior.width
+        interior = Interior(top, interior.top, interior.width, interior.height)
+        height, width = width, height
+    if flip:
+        left = width - interior.left - interior.width
+        interior = dataclasses.replace(interior, left=left)
+    return interior
 
 
 def _unview(images: Array, turns: int, flip: bool) -> Array:

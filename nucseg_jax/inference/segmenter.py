@@ -11,7 +11,7 @@ import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any, get_args
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -35,9 +35,9 @@ from nucseg_jax.inference.contrast import (
 from nucseg_jax.inference.instances import label_nuclei
 from nucseg_jax.inference.measurements import measure_nuclei
 from nucseg_jax.inference.overlap import read_ahead
-from nucseg_jax.inference.predictor import make_predict_fn
+from nucseg_jax.inference.predictor import PredictFn, make_predict_fn
 from nucseg_jax.inference.streams import Band, Window
-from nucseg_jax.network.unet_plus_plus import UNetPlusPlus, Variables
+from nucseg_jax.network.unet_plus_plus import Interior, UNetPlusPlus, Variables
 
 # Images of many sizes share few compiled shapes: sizes are rounded up to this.
 _SIZE_STEP = 64
@@ -86,7 +86,7 @@ class Segmenter:
 
     def __init__(
         self,
-        predict_fn: Callable[[Any], jax.Array],
+        predict_fn: PredictFn,
         config: DataConfig,
         *,
         decoding: DecodingConfig | None = None,
@@ -118,7 +118,7 @@ class Segmenter:
         self._tile = tile
         self._features = features
         self._multiple = 2 ** (depth - 1)
-        self._margin = tiling.reach(depth)
+        self._depth = depth
         self.decoding = decoding or DecodingConfig()
 
     @property
@@ -326,7 +326,7 @@ class Segmenter:
           longest: Pixels of the longest part.
           scale: Pixels as the network sees them a pixel of the image.
         """
-        margin = self._margin + _RIM
+        margin = tiling.reach(self._depth) + _RIM
         size = _round_up(math.ceil(longest * scale) + 2 * margin) + _SIZE_STEP
         first = (int(part.start * scale) - margin) // _SIZE_STEP * _SIZE_STEP
         start = max(min(first, _round_up(length) - size), 0)
@@ -427,16 +427,20 @@ class Segmenter:
             step, largest = _SIZE_STEP, tile
         around = step if self._config.framing == "resize" else _SIZE_STEP
         height, width = (-(-n // around) * around for n in shape)
+        margin, multiple = tiling.decoder_reach(self._depth), self._multiple
         sides = [
-            tiling.fit_tile(n, largest=largest, margin=self._margin, step=step)
+            tiling.fit_tile(
+                n, largest=largest, margin=margin, multiple=multiple, step=step
+            )
             for n in (height, width)
         ]
         return tiling.plan(
             height,
             width,
             tile=(sides[0], sides[1]),
-            margin=self._margin,
-            multiple=self._multiple,
+            margin=margin,
+            multiple=multiple,
+            surround=tiling.encoder_surround(self._depth),
         )
 
     def _predict_tile(
@@ -447,14 +451,23 @@ class Segmenter:
         place: tuple[int, int],
     ) -> jax.Array:
         """Reads, mirrors beyond the image's end, predicts: float32 [tile, tile, T]."""
-        sides = (grid.rows.tile, grid.columns.tile)
-        stops = [min(p + n, end) for p, n, end in zip(place, sides, shape, strict=True)]
-        region = [slice(p, stop) for p, stop in zip(place, stops, strict=True)]
+        axes = (grid.rows, grid.columns)
+        firsts = [axis.first_seen(p) for axis, p in zip(axes, place, strict=True)]
+        sides = [axis.seen for axis in axes]
+        region = [
+            slice(first, min(first + n, end))
+            for first, n, end in zip(firsts, sides, shape, strict=True)
+        ]
         image_u8 = read(*region)
         missing = [n - have for n, have in zip(sides, image_u8.shape, strict=False)]
         padding = [(0, n) for n in missing] + [(0, 0)]
         padded = np.pad(image_u8, padding, mode="symmetric")
-        return self._predict_fn(preprocessing.to_float(padded)[None])[0]
+        images = jnp.asarray(preprocessing.to_float(padded)[None])
+        if len(grid.tiles) == 1:
+            return self._predict_fn(images)[0]
+        top, left = (p - first for p, first in zip(place, firsts, strict=True))
+        interior = Interior(top, left, grid.rows.tile, grid.columns.tile)
+        return self._predict_fn(images, interior)[0]
 
 
 def _fetch_behind(tiles: Iterator[jax.Array]) -> Iterator[np.ndarray]:

@@ -1,9 +1,10 @@
 """Tiles of one size over an image of any size, and their blended reassembly.
 
-A tile is wrong near its edges, where the network lacks what lies beyond. Tiles
-therefore overlap by at least twice the network's reach, and within the reach of an
-edge a tile weighs nothing: what is stitched equals the prediction of the whole.
-Between two tiles the weight goes over smoothly.
+A tile is wrong near its edges, where the network lacks what lies beyond. For the
+network's encoder, which looks farthest, what lies around a tile is read with it; its
+decoder, most of the work, computes the tile alone. Tiles overlap by twice the decoder's
+reach, and within that reach of an edge a tile weighs nothing: what is stitched equals
+the prediction of the whole. Between two tiles the weight goes over smoothly.
 """
 
 from __future__ import annotations
@@ -42,12 +43,24 @@ class Axis:
       tile: Of one tile, pixels; may exceed a short image.
       starts: First pixel of each tile, ascending; multiples of `plan_axis`'s multiple.
       margin: Pixels at an inner edge that weigh nothing.
+      surround: Pixels beyond an inner edge that are read with a tile.
     """
 
     length: int
     tile: int
     starts: tuple[int, ...]
     margin: int
+    surround: int = 0
+
+    @property
+    def seen(self) -> int:
+        """Length of what is read for a tile, alike for all: pixels."""
+        return min(self.tile + 2 * self.surround, self.starts[-1] + self.tile)
+
+    def first_seen(self, start: int) -> int:
+        """The first pixel that is read for the tile that begins at `start`."""
+        last = self.starts[-1] + self.tile - self.seen
+        return min(max(start - self.surround, 0), last)
 
     @functools.cached_property
     def weights(self) -> np.ndarray:
@@ -77,7 +90,9 @@ class Axis:
         return np.clip(np.minimum(from_start, from_end) / _RAMP, 0, 1)
 
 
-def plan_axis(length: int, *, tile: int, margin: int, multiple: int) -> Axis:
+def plan_axis(
+    length: int, *, tile: int, margin: int, multiple: int, surround: int = 0
+) -> Axis:
     """Places tiles along one axis.
 
     Args:
@@ -86,34 +101,43 @@ def plan_axis(length: int, *, tile: int, margin: int, multiple: int) -> Axis:
       margin: Pixels at an inner edge that weigh nothing.
       multiple: Of what the starts must be: the network halves the resolution, and
         tiles must be halved in step with the whole.
+      surround: Pixels to read beyond an inner edge, a multiple of `multiple`.
 
     Raises:
       ValueError: If tiles are too short to overlap.
     """
     whole = -(-length // multiple) * multiple
     if whole <= tile:
-        return Axis(length, tile, (0,), margin)
-    stride = (tile - 2 * margin - _RAMP) // multiple * multiple
+        return Axis(length, tile, (0,), margin, surround)
+    stride = tile - _overlap(margin, multiple)
     if tile % multiple or stride <= 0:
         raise ValueError(
-            f"tiles of {tile} pixels do not fit: they overlap by {2 * margin + _RAMP} "
-            f"and must be a multiple of {multiple}"
+            f"tiles of {tile} pixels do not fit: they overlap by "
+            f"{_overlap(margin, multiple)} and must be a multiple of {multiple}"
         )
     steps = -(-(whole - tile) // stride)
     # Evenly spread: no two tiles share more than they must.
     starts = (
         k * ((whole - tile) // multiple) // steps * multiple for k in range(steps)
     )
-    return Axis(length, tile, (*starts, whole - tile), margin)
+    return Axis(length, tile, (*starts, whole - tile), margin, surround)
 
 
-def fit_tile(length: int, *, largest: int, margin: int, step: int) -> int:
+def _overlap(margin: int, multiple: int) -> int:
+    """Pixels that two tiles share at least, since both start at a multiple."""
+    return -(-(2 * margin + _RAMP) // multiple) * multiple
+
+
+def fit_tile(
+    length: int, *, largest: int, margin: int, multiple: int, step: int
+) -> int:
     """Chooses the length of tiles that cover an axis with the least waste.
 
     Args:
       length: Of the axis, pixels.
       largest: Longest tile allowed, a multiple of `step`.
       margin: As in `plan_axis`.
+      multiple: As in `plan_axis`.
       step: The result is a multiple of it.
 
     Returns:
@@ -121,7 +145,7 @@ def fit_tile(length: int, *, largest: int, margin: int, step: int) -> int:
     """
     if length <= largest:
         return -(-length // step) * step
-    overlap = 2 * margin + _RAMP
+    overlap = _overlap(margin, multiple)
     number = -(-(length - overlap) // max(largest - overlap, 1))
     needed = -(-(length + (number - 1) * overlap) // number)
     return min(-(-needed // step) * step, largest)
@@ -163,13 +187,20 @@ class Grid:
 
 
 def plan(
-    height: int, width: int, *, tile: tuple[int, int], margin: int, multiple: int
+    height: int,
+    width: int,
+    *,
+    tile: tuple[int, int],
+    margin: int,
+    multiple: int,
+    surround: int = 0,
 ) -> Grid:
     """Covers an image with tiles of one size; see `plan_axis`."""
-    return Grid(
-        plan_axis(height, tile=tile[0], margin=margin, multiple=multiple),
-        plan_axis(width, tile=tile[1], margin=margin, multiple=multiple),
+    rows, columns = (
+        plan_axis(n, tile=t, margin=margin, multiple=multiple, surround=surround)
+        for n, t in zip((height, width), tile, strict=True)
     )
+    return Grid(rows, columns)
 
 
 def stitch(grid: Grid, tiles: Iterable[np.ndarray]) -> Iterator[tuple[int, np.ndarray]]:
@@ -228,5 +259,21 @@ def reach(depth: int) -> int:
     level lies up to 2^(depth - 1) - 1 pixels to one side of a pixel within it.
     """
     encoder = 2 * (2**depth - 1)
-    decoder = 2 ** (depth - 1) - 1
-    return encoder + decoder + 2 ** (depth - 1) - 1
+    return encoder + decoder_reach(depth) + 2 ** (depth - 1) - 1
+
+
+def decoder_reach(depth: int) -> int:
+    """How far from a pixel its decoder looks, in what the encoder made of the image."""
+    return 2 ** (depth - 1) - 1
+
+
+def encoder_surround(depth: int) -> int:
+    """How much the encoder must see around a tile, pixels, to be right all over it.
+
+    The tile begins in step with the lowest level. A 3x3 convolution spoils one cell at
+    an edge where the image goes on, and pooling those that hold a spoilt one.
+    """
+    spoilt = 0
+    for _ in range(depth):
+        spoilt = -(-spoilt // 2) + 2
+    return spoilt * 2 ** (depth - 1)

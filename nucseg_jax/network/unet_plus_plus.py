@@ -13,6 +13,7 @@ References:
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -28,6 +29,38 @@ Array = jax.Array
 Variables = Mapping[str, Any]
 
 BATCH_NORM_EPSILON = 1e-3  # Keras's; Flax's own default is 1e-5.
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["top", "left"],
+    meta_fields=["height", "width"],
+)
+@dataclasses.dataclass(frozen=True)
+class Interior:
+    """The part of an image that is wanted; what lies around it is only looked at.
+
+    All are pixels, and multiples of 2^(depth - 1). Programs are compiled for a size,
+    whatever the place.
+
+    Attributes:
+      top: First row, int32 [].
+      left: First column, int32 [].
+      height: Rows.
+      width: Columns.
+    """
+
+    top: Array | int
+    left: Array | int
+    height: int
+    width: int
+
+    def cut(self, image: Array, level: int = 0) -> Array:
+        """Cuts the part out of what a level has of the whole, [B, H, W, C]."""
+        first = [jnp.asarray(n) >> level for n in (0, self.top, self.left, 0)]
+        batch, _, _, channels = image.shape
+        size = (batch, self.height >> level, self.width >> level, channels)
+        return lax.dynamic_slice(image, first, size)
 
 
 class Block(nn.Module):
@@ -56,6 +89,8 @@ class UNetPlusPlus(nn.Module):
     """Maps images float [B, H, W, 3] to head logits float32 [L, B, H, W, T].
 
     H and W must be multiples of 2^(depth - 1), depth being the number of features.
+    Of an interior alone, the encoder still sees the whole image, but the decoder, most
+    of the work, computes no more than the interior, with zeros around it.
 
     Attributes:
       features: Channels of each level, from full resolution down.
@@ -78,13 +113,17 @@ class UNetPlusPlus(nn.Module):
         return len(self.features)
 
     @nn.compact
-    def __call__(self, image: Array, train: bool = False) -> Array:
+    def __call__(
+        self, image: Array, train: bool = False, interior: Interior | None = None
+    ) -> Array:
         check_image(image, self.depth)
         heads = tuple(self.heads or range(1, self.depth))
         x: dict[tuple[int, int], Array] = {}
+        below = image
         for i in range(max(heads) + 1):
-            below = image if i == 0 else max_pool(x[i - 1, 0])
-            x[i, 0] = self._node(i, 0)([below], train=train)
+            encoded = self._node(i, 0)([below], train=train)
+            x[i, 0] = encoded if interior is None else interior.cut(encoded, level=i)
+            below = max_pool(encoded) if i < max(heads) else below
         for j in range(1, max(heads) + 1):
             for i in range(max(heads) + 1 - j):
                 skips = [x[i, k] for k in range(j)]
@@ -109,9 +148,15 @@ class UNetPlusPlus(nn.Module):
         return Conv1x1(self.num_targets, dtype=jnp.float32, name=f"head_{j}")
 
 
-def infer(model: UNetPlusPlus, variables: Variables, image: Array) -> Array:
+def infer(
+    model: UNetPlusPlus,
+    variables: Variables,
+    image: Array,
+    interior: Interior | None = None,
+) -> Array:
     """Returns head logits [L, B, H, W, T], normalised by the running statistics."""
-    return cast(Array, model.apply(variables, image, train=False))
+    logits = model.apply(variables, image, train=False, interior=interior)
+    return cast(Array, logits)
 
 
 def combine_heads(head_logits: Array) -> Array:

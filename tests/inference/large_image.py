@@ -32,6 +32,8 @@ DISCS = 100  # In each patch; some lie across its border.
 NETWORKS = {
     "narrow": ((8, 16, 32), ("foreground",)),
     "small": ((16, 32, 64, 128), ("foreground", "boundary", "distance")),
+    "base": ((32, 64, 128, 256), ("foreground", "boundary", "distance")),
+    "wide": ((32, 64, 128, 256, 512), ("foreground", "boundary", "distance")),
 }
 
 

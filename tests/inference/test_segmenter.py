@@ -42,9 +42,10 @@ class RedNetwork:
     def __init__(self):
         self.seen = []
 
-    def __call__(self, images):
+    def __call__(self, images, interior=None):
         self.seen.append(np.array(images))
-        return images[..., :1]
+        red = images[..., :1]
+        return red if interior is None else interior.cut(red)
 
 
 @pytest.fixture
@@ -250,9 +251,10 @@ SCENE = discs(300, 350, seed=4)
 
 @pytest.mark.parametrize("tile", [64, 128])
 @pytest.mark.parametrize("shape", [(300, 350), (64, 350), (301, 65)])
-def test_tiles_equal_the_whole(model, variables, tile, shape):
+@pytest.mark.parametrize("options", [{}, {"mode": "fast", "head": 1}, {"tta": 8}])
+def test_tiles_equal_the_whole(model, variables, tile, shape, options):
     """Everywhere, not only away from where tiles meet."""
-    predict_fn = make_predict_fn(model, variables)
+    predict_fn = make_predict_fn(model, variables, **options)
     config = DataConfig(framing="crop", **PLAIN)
     image = np.random.default_rng(0).random((*shape, 3), np.float32)
     whole = Segmenter(predict_fn, config, depth=model.depth).predict(image)

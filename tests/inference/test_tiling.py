@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nucseg_jax.inference import tiling
-from nucseg_jax.network.unet_plus_plus import UNetPlusPlus, infer
+from nucseg_jax.network.unet_plus_plus import Interior, UNetPlusPlus, infer
 
 LENGTHS = st.integers(1, 300)
 
@@ -115,6 +115,48 @@ def test_reach_is_how_far_a_pixel_is_felt(depth):
     assert felt == tiling.reach(depth)
 
 
+def spoilt(depth, surround):
+    """How far into an interior, `surround` from the edges, it is not the whole."""
+    model = UNetPlusPlus(features=(2,) * depth)
+    cell = 2 ** (depth - 1)
+    first, side = surround, 6 * cell
+    rng = np.random.default_rng(0)
+    image = rng.uniform(size=(1, side + 2 * surround + cell, cell, 3))
+    image = jnp.asarray(image, jnp.float32)
+    variables = model.init(jax.random.key(0), image)
+    variables = jax.tree.map(lambda leaf: jnp.abs(leaf) + 0.1, variables)
+    # What lies beyond the image's edges is bright enough to show wherever it is felt.
+    beyond = [(0, 0), (16 * cell, 16 * cell), (0, 0), (0, 0)]
+    whole = infer(model, variables, jnp.pad(image, beyond, constant_values=1e4))
+    part = infer(model, variables, image, Interior(first, 0, side, cell))
+    expected = whole[:, :, 16 * cell + first :][:, :, :side]
+    wrong = np.any(~np.isclose(part, expected, rtol=1e-5), axis=(0, 1, 3, 4))
+    rows = np.nonzero(wrong)[0]
+    # Those near the interior's first row and those near its last.
+    return max(np.append(rows, side - 1 - rows).reshape(2, -1).min(axis=0)) + 1
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4, 5])
+def test_an_interior_is_the_whole_but_for_the_reach_of_the_decoder(depth):
+    surround = tiling.encoder_surround(depth)
+    assert spoilt(depth, surround) == tiling.decoder_reach(depth)
+    # A smaller surround, in step with the lowest level, would not do.
+    assert spoilt(depth, surround - 2 ** (depth - 1)) > tiling.decoder_reach(depth)
+
+
+@given(LENGTHS, st.integers(0, 12), st.sampled_from([0, 16, 64]))
+def test_what_is_read_for_a_tile_holds_it_and_its_surround(length, margin, surround):
+    axis = tiling.plan_axis(
+        length, tile=64, margin=margin, multiple=16, surround=surround
+    )
+    end = axis.starts[-1] + axis.tile
+    for start in axis.starts:
+        first = axis.first_seen(start)
+        assert first % 16 == 0 and first >= 0 and first + axis.seen <= end
+        assert first <= max(start - surround, 0)
+        assert first + axis.seen >= min(start + axis.tile + surround, end)
+
+
 def test_largest_tiles_of_known_networks():
     def sides(width, num_targets):
         return [
@@ -148,11 +190,10 @@ def test_tiles_are_smaller_the_more_memory_an_image_takes(
 @settings(deadline=None)
 @given(st.integers(1, 3000), st.sampled_from([64, 128, 320]), st.integers(0, 12))
 def test_a_fitted_tile_needs_no_more_tiles_and_wastes_less(length, largest, margin):
-    tile = tiling.fit_tile(length, largest=largest, margin=margin, step=16)
+    tile = tiling.fit_tile(length, largest=largest, margin=margin, multiple=16, step=16)
     assert tile % 16 == 0 and tile <= largest
     plan = [
         tiling.plan_axis(length, tile=t, margin=margin, multiple=16)
         for t in (tile, largest)
     ]
-    assert len(plan[0].starts) <= len(plan[1].starts) + 1
-    assert len(plan[0].starts) * tile <= len(plan[1].starts) * largest + tile
+    assert len(plan[0].starts) == len(plan[1].starts)
