@@ -21,7 +21,7 @@ from nucseg_jax.inference.streams import BAND_ROWS
 
 # Sides of the largest tile, pixels, and what they are multiples of: below these, tiles
 # are mostly overlap; above, nothing is gained.
-_LARGEST_TILES = range(1024, 1536 + 1, 64)
+_LARGEST_TILES = range(768, 1536 + 1, 64)
 # Bytes that an image of any width may take where tiles can be that small; with all
 # else in the process it stays below 2 GiB.
 _MEMORY = 1300 << 20
@@ -160,7 +160,7 @@ def largest_tile(width: int, *, features: int, num_targets: int) -> int:
       num_targets: Channels of the probabilities.
 
     Returns:
-      Pixels, a multiple of 64 from 1,024 to 1,536.
+      Pixels, a multiple of 64 from 768 to 1,536.
     """
     value = 4  # Bytes.
     waiting = _WAITING_ROWS * width * (num_targets + 1) * value

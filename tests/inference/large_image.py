@@ -1,8 +1,8 @@
 """Segments one large image in a process of its own, and tells what it took.
 
-    python large_image.py FOLDER HEIGHT WIDTH narrow|small TILE SCALE
+    python large_image.py FOLDER HEIGHT WIDTH NETWORK TILE SCALE
 
-The network has the width and targets of the narrow one or of `small`; TILE 0 lets
+NETWORK is one of `NETWORKS`, which has the width and targets of that name; TILE 0 lets
 the segmenter choose. Prints JSON: nuclei, seconds, peak memory, and the seconds that
 the bare network would take for the same pixels.
 """

@@ -49,6 +49,8 @@ def test_nuclei_of_many_tiles_are_counted_once(tmp_path):
         (20_000, 20_000, "narrow", 1),
         (3050, 20_000, "small", 1),
         (4200, 8000, "small", 1),
+        (1800, 20_000, "base", 1),
+        (1800, 8000, "wide", 1),
         (5000, 20_000, "small", 0.5),
     ],
 )

@@ -164,9 +164,9 @@ def test_largest_tiles_of_known_networks():
             for features in (8, 16, 32, 64)
         ]
 
-    assert sides(256, 1) == [1536, 1536, 1216, 1024]
-    assert sides(8000, 3) == [1536, 1344, 1024, 1024]
-    assert sides(20_000, 3) == [1216, 1024, 1024, 1024]
+    assert sides(256, 1) == [1536, 1536, 1216, 832]
+    assert sides(8000, 3) == [1536, 1344, 1024, 768]
+    assert sides(20_000, 3) == [1216, 960, 768, 768]
 
 
 @given(
@@ -181,7 +181,7 @@ def test_tiles_are_smaller_the_more_memory_an_image_takes(
         return tiling.largest_tile(width, features=features, num_targets=num_targets)
 
     largest = side(min(widths), features, num_targets)
-    assert largest % 64 == 0 and 1024 <= largest <= 1536
+    assert largest % 64 == 0 and 768 <= largest <= 1536
     assert side(max(widths), features, num_targets) <= largest
     assert side(min(widths), 2 * features, num_targets) <= largest
     assert side(min(widths), features, num_targets + 1) <= largest
