@@ -119,11 +119,11 @@ class UNetPlusPlus(nn.Module):
         check_image(image, self.depth)
         heads = tuple(self.heads or range(1, self.depth))
         x: dict[tuple[int, int], Array] = {}
-        below = image
+        encoded = image
         for i in range(max(heads) + 1):
+            below = max_pool(encoded) if i else image
             encoded = self._node(i, 0)([below], train=train)
             x[i, 0] = encoded if interior is None else interior.cut(encoded, level=i)
-            below = max_pool(encoded) if i < max(heads) else below
         for j in range(1, max(heads) + 1):
             for i in range(max(heads) + 1 - j):
                 skips = [x[i, k] for k in range(j)]
