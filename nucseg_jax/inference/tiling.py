@@ -19,8 +19,8 @@ import numpy as np
 
 from nucseg_jax.inference.streams import BAND_ROWS
 
-# Sides of the largest tile, pixels, and what they are multiples of: below these, more is
-# seen around tiles than is worth the memory; above, nothing is gained.
+# Sides of the largest tile, pixels, and what they are multiples of: below these, too
+# much is seen around tiles to be worth the memory; above, nothing is gained.
 _LARGEST_TILES = range(768, 1536 + 1, 64)
 # Bytes that an image of any width may take where tiles can be that small; with all
 # else in the process it stays below 2 GiB.
