@@ -96,7 +96,7 @@ def brightness_network(features: tuple[int, ...], num_targets: int = 1):
 
 
 def time_network(predict_fn, tile: int) -> list[float]:
-    """Seconds of the bare network on random tiles, compiled before."""
+    """Seconds of the bare network on random tiles, compilation left out."""
     image = np.random.default_rng(0).random((1, tile, tile, 3), np.float32)
     times = []
     for _ in range(8):
