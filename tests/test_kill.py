@@ -106,36 +106,19 @@ def assert_same_end(folder, first, second):
     )
 
 
-def shared_memory():
-    """Blocks of shared memory, those of all other programs too: names and inodes."""
-    if not os.path.isdir("/dev/shm"):
-        return {}
-    return {entry.name: entry.inode() for entry in os.scandir("/dev/shm")}
+def files_of_loaders(training):
+    """What loading processes of this training left where they hand over batches."""
+    name = f"nucseg-{training.process.pid}-*"
+    places = {pathlib.Path(tempfile.gettempdir()), pathlib.Path("/dev/shm")}
+    return [path for place in places for path in place.glob(name)]
 
 
-def blocks_of_others(session):
-    """Inodes of the blocks that living processes of other sessions have mapped."""
-    blocks = set()
-    for process in pathlib.Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):  # It ended meanwhile.
-            if os.getsid(int(process.name)) != session:
-                maps = (process / "maps").read_text().splitlines()
-                blocks |= {int(line.split()[4]) for line in maps if "/dev/shm/" in line}
-    return blocks
-
-
-def assert_freed(before, training):
-    """Nothing of this training is left; other programs may train at the same time."""
-
-    def left():
-        new = {n: i for n, i in shared_memory().items() if n not in before}
-        others = blocks_of_others(training.process.pid) if new else ()
-        return [name for name, inode in new.items() if inode not in others]
-
+def assert_freed(training):
+    """Loading processes follow within moments."""
     end = time.monotonic() + 20
-    while left() and time.monotonic() < end:
+    while files_of_loaders(training) and time.monotonic() < end:
         time.sleep(0.2)
-    assert not left()
+    assert not files_of_loaders(training)
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +136,7 @@ LONG = "--steps_per_epoch=1000000"
 )
 def test_a_signal_to_all_processes_saves_within_seconds(folder, signum, code, workers):
     """In the midst of an epoch that would take for ever."""
-    name, before = f"stop_{code}", shared_memory()
+    name = f"stop_{code}"
     training = start(folder, name, LONG, f"--num_workers={workers}")
     wait_for_steps(training)
     os.killpg(training.process.pid, signum)
@@ -164,7 +147,7 @@ def test_a_signal_to_all_processes_saves_within_seconds(folder, signum, code, wo
     assert f"stopped by {signum.name}; the same command goes on" in output
     (step,) = os.listdir(folder / name / "interrupted")
     assert int(step) > 0
-    assert_freed(before, training)
+    assert_freed(training)
 
 
 def test_stopped_and_started_again_is_as_if_nothing_was(folder):
@@ -190,16 +173,16 @@ def test_a_killed_loading_process_ends_the_run_with_its_cause(folder):
 
 @pytest.mark.slow
 def test_loading_processes_follow_a_killed_run(folder):
-    before = shared_memory()
     training = start(folder, "orphans", LONG, "--num_workers=2")
     wait_for_steps(training)
+    assert files_of_loaders(training)
     training.process.kill()
     training.process.wait()
     end, pgid = time.monotonic() + 10, training.process.pid
     while time.monotonic() < end and group(pgid):
         time.sleep(0.1)
     assert not group(pgid)
-    assert_freed(before, training)
+    assert_freed(training)
 
 
 def group(pgid):

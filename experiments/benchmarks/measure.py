@@ -25,8 +25,8 @@ from nucseg_jax.data import index, pipeline
 from nucseg_jax.inference.predictor import make_predict_fn
 from nucseg_jax.training import losses, optim, state, step
 
-# At most, while nobody asks for them: eight by threads, some by each process.
-_WAITING_BATCHES = 16
+# At most, while nobody asks for them: eight by threads, thirteen by each process.
+_WAITING_BATCHES = 26
 
 
 def make_batch(batch_size: int, data: DataConfig) -> dict[str, jax.Array]:

@@ -11,10 +11,10 @@ import dataclasses
 import functools
 import multiprocessing
 import os
-import pathlib
 import shutil
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, TypedDict
@@ -25,7 +25,8 @@ import numpy as np
 from absl import flags
 
 from nucseg_jax.config import DataConfig
-from nucseg_jax.data import images, preprocessing, transforms, truth
+from nucseg_jax.data import handover, images, preprocessing, transforms, truth
+from nucseg_jax.data.handover import LoaderError
 from nucseg_jax.data.index import Example
 from nucseg_jax.data.sampling import count_repeats
 from nucseg_jax.data.targets import choose_dtype, make_targets
@@ -34,17 +35,6 @@ from nucseg_jax.data.targets import choose_dtype, make_targets
 # 5 GiB of ten images at 256 x 256. More threads than these wait for Python's lock.
 _READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 _WORKER_READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
-# Shared memory takes longer to make and to open than so few bytes to copy.
-_WORKER_OPTIONS = grain.experimental.DatasetOptions(min_shm_size=1 << 14)
-
-
-_SHARED_MEMORY = pathlib.Path("/dev/shm")
-# Batches of one worker that wait there: one made, one handed over, two read ahead.
-_WAITING_BATCHES = 4
-
-
-class LoaderError(ValueError):
-    """Loading processes cannot work, or died; the message tells what to do."""
 
 
 class Batch(TypedDict):
@@ -186,8 +176,13 @@ class Augment(grain.transforms.RandomMap):
 class TrainBatches(Iterator[Batch]):
     """Endless training batches; close them to end the loading processes."""
 
-    def __init__(self, batches: grain.DatasetIterator):
+    def __init__(
+        self,
+        batches: grain.DatasetIterator,
+        folder: tempfile.TemporaryDirectory | None = None,
+    ):
         self._batches = batches
+        self._folder = folder
 
     def __next__(self) -> Batch:
         """Returns the next batch.
@@ -207,39 +202,17 @@ class TrainBatches(Iterator[Batch]):
             ) from error
 
     def close(self) -> None:
-        """Ends the loading processes and frees shared memory."""
+        """Ends the loading processes and removes their files."""
         self._batches.close()
+        if self._folder:
+            self._folder.cleanup()
 
 
 def _cause(error: str) -> str:
     code = error.partition("exit code ")[2].split(".")[0]
-    meaning = {
-        "-9": "killed, as systems do that run out of memory",
-        "-7": f"{_SHARED_MEMORY} is full: give containers --shm-size=1g",
-    }
-    return f"exit code {code}: {meaning[code]}" if code in meaning else error
-
-
-def check_shared_memory(config: DataConfig, batch_size: int, num_workers: int) -> None:
-    """Refuses more loading processes than shared memory has room for.
-
-    They would die by a bus error in the midst of training.
-
-    Raises:
-      LoaderError: Tells how much there is and how much is wanted.
-    """
-    if not _SHARED_MEMORY.is_dir() or not num_workers:
-        return
-    pixel = 3 + len(config.targets) * choose_dtype(config.targets).itemsize
-    batch = config.size**2 * pixel * batch_size
-    wanted = num_workers * _WAITING_BATCHES * batch / 2**20
-    free = shutil.disk_usage(_SHARED_MEMORY).free / 2**20
-    if wanted > free:
-        raise LoaderError(
-            f"{_SHARED_MEMORY} has {free:.0f} MiB free, {num_workers} loading "
-            f"processes need {wanted:.0f}: lower --num_workers (0 needs none), or give "
-            "the container more, as by docker run --shm-size=1g"
-        )
+    if code != "-9":
+        return error
+    return "exit code -9: killed, as systems do that run out of memory"
 
 
 def make_train_batches(
@@ -270,9 +243,8 @@ def make_train_batches(
       Iterator over `Batch`, all rows valid.
 
     Raises:
-      LoaderError: If shared memory has no room for so many loading processes.
+      LoaderError: If memory has no room for the files of so many loading processes.
     """
-    check_shared_memory(config, batch_size, num_workers)
     epochs = _Epochs(
         PreparedExamples(examples, config),
         count_repeats(examples, config.balance_by),
@@ -286,7 +258,11 @@ def make_train_batches(
         .random_map(Augment(config))[number::count]
         .batch(rows, batch_fn=_Stack(config.targets, rows))
     )
-    return TrainBatches(_iterate(batches[first_batch:], num_workers))
+    batches = batches[first_batch:]
+    if num_workers:
+        handover.check_room(_count_bytes(config, rows), num_workers)
+        return _load_in_processes(batches, num_workers)
+    return TrainBatches(iter(batches.to_iter_dataset(_READ_OPTIONS)))
 
 
 def make_eval_batches(
@@ -308,21 +284,30 @@ def make_eval_batches(
     )
 
 
-def _iterate(batches: grain.MapDataset, num_workers: int) -> grain.DatasetIterator:
-    if not num_workers:
-        return iter(batches.to_iter_dataset(_READ_OPTIONS))
-    dataset = grain.experimental.WithOptionsIterDataset(
-        batches.to_iter_dataset(_WORKER_READ_OPTIONS), _WORKER_OPTIONS
-    )
+def _count_bytes(config: DataConfig, rows: int) -> int:
+    pixel = 3 + len(config.targets) * choose_dtype(config.targets).itemsize
+    return rows * config.size**2 * pixel
+
+
+def _load_in_processes(batches: grain.MapDataset, num_workers: int) -> TrainBatches:
     # grain hands absl's flags to its workers and refuses unparsed ones, which they
     # are wherever no absl program runs: in a notebook, in a test.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-    options = grain.MultiprocessingOptions(num_workers=num_workers)
-    return iter(dataset.mp_prefetch(options, worker_init_fn=_start_worker))
+    folder = handover.create_folder()
+    loaded = (
+        batches.to_iter_dataset(_WORKER_READ_OPTIONS)
+        .map(handover.Send(folder.name))
+        .mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=num_workers),
+            worker_init_fn=functools.partial(_start_worker, folder=folder.name),
+        )
+        .map(handover.receive)
+    )
+    return TrainBatches(iter(loaded), folder)
 
 
-def _start_worker(worker_index: int, worker_count: int) -> None:
+def _start_worker(worker_index: int, worker_count: int, *, folder: str) -> None:
     """Keeps a worker to one core, away from the accelerator, and at its work.
 
     Schedulers and terminals signal all processes of a run; when its workers end, the
@@ -333,13 +318,14 @@ def _start_worker(worker_index: int, worker_count: int) -> None:
     cv2.setNumThreads(0)
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    threading.Thread(target=_follow_parent, args=[folder], daemon=True).start()
 
 
-def _follow_parent() -> None:
+def _follow_parent(folder: str) -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 

@@ -444,20 +444,18 @@ def test_unknown_recipe_fails_before_any_batch(write_examples):
         pipeline.make_train_batches(write_examples(1), config, batch_size=1, seed=0)
 
 
-def test_too_little_shared_memory_is_noticed_beforehand(monkeypatch):
+def test_too_little_memory_for_files_is_noticed_beforehand(write_examples, monkeypatch):
     """64 MiB, as Docker gives: what ten float targets of two processes would need."""
     usage = collections.namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(64, 0, 64 << 20))
     config = DataConfig(size=512, targets=("foreground", "distance"))
-    pipeline.check_shared_memory(config, 10, num_workers=0)
-    pipeline.check_shared_memory(DataConfig(size=64), 10, num_workers=2)
-    with pytest.raises(pipeline.LoaderError, match="has 64 MiB free, 2 .* need 220:"):
-        pipeline.check_shared_memory(config, 10, num_workers=2)
+    with pytest.raises(pipeline.LoaderError, match="has 64 MiB free, 2 .* need 275:"):
+        pipeline.make_train_batches(
+            write_examples(1), config, batch_size=10, seed=0, num_workers=2
+        )
 
 
-@pytest.mark.parametrize(
-    "code, meaning", [("-9", "out of memory"), ("-7", "--shm-size"), ("3", "code 3")]
-)
+@pytest.mark.parametrize("code, meaning", [("-9", "out of memory"), ("3", "code 3")])
 def test_a_dead_loading_process_is_explained(code, meaning):
     class Broken:
         def __next__(self):
