@@ -27,6 +27,7 @@ from nucseg_jax.training import losses, optim, state, step
 
 # At most, while nobody asks for them: eight by threads, thirteen by each process.
 _WAITING_BATCHES = 26
+_READING_AHEAD_SECONDS = 1.5
 
 
 def make_batch(batch_size: int, data: DataConfig) -> dict[str, jax.Array]:
@@ -105,7 +106,8 @@ def loader(
     )
 
     def rate(seconds: float) -> float:
-        # What was made while nobody asked for it.
+        # The loader that was measured before still reads ahead, and so did this one.
+        time.sleep(_READING_AHEAD_SECONDS)
         _skip(batches, _WAITING_BATCHES)
         start, count = time.perf_counter(), 0
         while time.perf_counter() - start < seconds:
