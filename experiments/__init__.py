@@ -1,6 +1,6 @@
 """Thin programs around the library: flags, settings, device, messages."""
 
-from experiments.large_pages import restart_with_large_pages
+from experiments.allocation import restart_with_settings
 
 # Before anything that takes long to import.
-restart_with_large_pages()
+restart_with_settings()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterator
 
 import cv2
 import numpy as np
@@ -149,29 +150,33 @@ class _ReducedWriter(Writer):
     longest_side = LARGEST
 
     def _open(self) -> None:
-        longest = max(self.info.height, self.info.width, 1)
-        self._factor = -(-longest // self.longest_side)
+        height, width = self.info.height, self.info.width
+        self._factor = -(-max(height, width, 1) // self.longest_side)
         # Blocks of whole reduced rows, large enough to be worth a call.
         self._pictures, self._labels = (
             RowBlocks(self._factor * max(1, 256 // self._factor)) for _ in range(2)
         )
-        self._reduced: list[tuple[np.ndarray, np.ndarray]] = []
+        shape = (-(-height // self._factor), -(-width // self._factor))
+        self._reduced = np.empty((*shape, 3), np.uint8), np.empty(shape, np.int32)
+        self._done = 0
 
     def _add_band(self, band: Band) -> None:
-        blocks = zip(
-            self._pictures.push(band.picture),
-            self._labels.push(band.labels),
-            strict=True,
-        )
-        self._reduced += [self._reduce(*block) for block in blocks]
+        self._fill(self._pictures.push(band.picture), self._labels.push(band.labels))
 
     def _gather(self) -> tuple[np.ndarray, np.ndarray]:
         """The picture, uint8 [h, w, 3], and the labels, int32 [h, w]."""
-        rest = zip(self._pictures.rest(), self._labels.rest(), strict=True)
-        self._reduced += [self._reduce(*block) for block in rest]
-        pictures_, labels = zip(*self._reduced, strict=True)
-        self._reduced.clear()
-        return np.concatenate(pictures_), np.concatenate(labels)
+        self._fill(self._pictures.rest(), self._labels.rest())
+        return self._reduced
+
+    def _fill(
+        self, pictures_: Iterator[np.ndarray], labels: Iterator[np.ndarray]
+    ) -> None:
+        for block in zip(pictures_, labels, strict=True):
+            reduced = self._reduce(*block)
+            rows = slice(self._done, self._done + len(reduced[0]))
+            for whole, part in zip(self._reduced, reduced, strict=True):
+                whole[rows] = part
+            self._done = rows.stop
 
     def _reduce(
         self, picture: np.ndarray, labels: np.ndarray

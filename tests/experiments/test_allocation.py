@@ -4,19 +4,19 @@ import sys
 
 import pytest
 
-from experiments import large_pages
+from experiments import allocation
 
 
-def started(monkeypatch, *, argv, variable=None, system="always [madvise] never"):
-    """What `restart_with_large_pages` would start: arguments and the variable."""
+def started(monkeypatch, *, argv, variable=None, platform="linux"):
+    """What `restart_with_settings` would start: arguments and the variable."""
     calls = []
     monkeypatch.setattr(sys, "orig_argv", argv)
+    monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     if variable is not None:
         monkeypatch.setenv("GLIBC_TUNABLES", variable)
     monkeypatch.setattr(os, "execve", lambda *args: calls.append(args))
-    monkeypatch.setattr(large_pages, "_offered_on_request", lambda: "[mad" in system)
-    large_pages.restart_with_large_pages()
+    allocation.restart_with_settings()
     return calls
 
 
@@ -28,7 +28,7 @@ def test_programs_start_again_with_the_same_arguments(monkeypatch, variable):
     )
     assert program == sys.executable
     assert arguments == [sys.executable, *argv[1:]]
-    assert environment["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    assert environment["GLIBC_TUNABLES"] == allocation.choose_settings()
 
 
 @pytest.mark.parametrize(
@@ -39,8 +39,7 @@ def test_programs_start_again_with_the_same_arguments(monkeypatch, variable):
         {"argv": ["python"]},
         {"variable": "glibc.malloc.check=1"},
         {"variable": "glibc.malloc.hugetlb=1"},
-        {"system": "[always] madvise never"},
-        {"system": "always madvise [never]"},
+        {"platform": "darwin"},
     ],
     ids=str,
 )
@@ -49,14 +48,26 @@ def test_nothing_else_is_started_again(monkeypatch, change):
     assert started(monkeypatch, **given) == []
 
 
-def test_systems_without_such_pages_are_left_alone(monkeypatch, tmp_path):
-    monkeypatch.setattr(large_pages, "_SYSTEM", tmp_path / "missing")
-    assert not large_pages._offered_on_request()
-
-
-@pytest.mark.skipif(
-    not large_pages._offered_on_request(), reason="large pages are not on request"
+@pytest.mark.parametrize(
+    "system, expected",
+    [
+        ("always [madvise] never", "glibc.malloc.arena_max=2:glibc.malloc.hugetlb=1"),
+        ("[always] madvise never", "glibc.malloc.arena_max=2"),
+        ("always madvise [never]", "glibc.malloc.arena_max=2"),
+        (None, "glibc.malloc.arena_max=2"),
+    ],
 )
+def test_large_pages_are_asked_for_where_they_are_given_on_request(
+    monkeypatch, tmp_path, system, expected
+):
+    path = tmp_path / "enabled"
+    if system:
+        path.write_text(system)
+    monkeypatch.setattr(allocation, "_SYSTEM", path)
+    assert allocation.choose_settings() == expected
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there is no glibc")
 def test_a_program_really_runs_and_its_exit_code_is_kept():
     environment = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
     command = [sys.executable, "-m", "experiments.merge", "--output=/no/such/folder"]
