@@ -12,7 +12,7 @@ import pathlib
 import numpy as np
 
 # Rows that are handed on at a time: each copy of them lies in memory some four times.
-BAND_ROWS = 128
+BAND_ROWS = 64
 
 
 @dataclasses.dataclass(frozen=True)
