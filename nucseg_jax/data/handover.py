@@ -72,15 +72,16 @@ class Send:
         Raises:
           LoaderError: If there is no room for it.
         """
-        path = self._take_file()
         try:
+            path = self._take_file()
             # What is there is overwritten, not cut off: that would give up its pages.
             with open(path, "r+b") as file:
                 pickle.dump(batch, file, protocol=5)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-            raise LoaderError(f"{_parent()} is full: {_ADVICE}") from error
+            place = os.path.dirname(self._folder)
+            raise LoaderError(f"{place} is full: {_ADVICE}") from error
         return path
 
     def _take_file(self) -> str:
