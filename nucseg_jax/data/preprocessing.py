@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 _CLAHE_TILES = (8, 8)
+_COUNTED_PIXELS = 1 << 22
 
 
 def prepare_image(
@@ -43,7 +44,15 @@ def prepare_image(
 
 def histogram(image_u8: np.ndarray) -> np.ndarray:
     """Counts the values of all channels, int64 [256]; parts of an image add up."""
-    return np.bincount(image_u8.ravel(), minlength=256)
+    counts = np.zeros(256, np.int64)
+    # In parts: OpenCV counts in float32, which is exact up to 2^24.
+    step = max(_COUNTED_PIXELS // image_u8.shape[1], 1)
+    for top in range(0, len(image_u8), step):
+        part = image_u8[top : top + step]
+        for channel in range(part.shape[-1]):
+            found = cv2.calcHist([part], [channel], None, [256], [0, 256])
+            counts += found.ravel().astype(np.int64)
+    return counts
 
 
 def contrast_table(counts: np.ndarray, normalization: str) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import cv2
 import numpy as np
 
 from nucseg_jax.data import preprocessing
@@ -52,6 +53,10 @@ def colour_reader(plane: Plane, value_range: tuple[float, float] | None) -> Read
 
     def look(rows: slice, columns: slice) -> np.ndarray:
         pixels = plane.read(rows, columns)[..., channels]
+        if pixels.dtype == np.uint8:
+            # Colours already: `to_rgb` and back would change nothing.
+            is_gray = len(channels) == 1
+            return cv2.cvtColor(pixels, cv2.COLOR_GRAY2RGB) if is_gray else pixels
         picture = np.empty((*pixels.shape[:2], 3), np.uint8)
         # In parts, because floats of three channels take twelve times the memory.
         step = max(_PART_PIXELS // pixels.shape[1], 1)

@@ -30,8 +30,9 @@ _MEMORY = 1300 << 20
 _FEATURE_ARRAYS, _WAITING_TILES = 7, 5
 # Rows of the whole width, of probabilities and labels, that wait to be finished.
 _WAITING_ROWS = 2000
-# Pixels over which the weight of a tile rises.
-_RAMP = 8
+# Pixels over which the weight of a tile rises. Few, for they are computed twice, and
+# two tiles hardly differ there.
+_RAMP = 2
 
 
 @dataclasses.dataclass(frozen=True)

@@ -221,6 +221,20 @@ def test_a_bright_background_becomes_dark_and_a_dark_one_stays():
         assert (result[5:9, 5:9] == 255).all() and result[0, 0, 0] == 0
 
 
+@pytest.mark.parametrize(
+    "shape", [(9, 8, 3), (1, 1, 3), (3000, 2000, 3), (1, 50_000, 3)]
+)
+def test_a_histogram_counts_each_value(shape):
+    image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    expected = np.bincount(image.ravel(), minlength=256)
+    np.testing.assert_array_equal(preprocessing.histogram(image), expected)
+
+
+def test_a_histogram_counts_more_than_float32_can():
+    image = np.full((4099, 4099, 3), 7, np.uint8)
+    assert preprocessing.histogram(image)[7] == image.size
+
+
 def test_histograms_of_parts_add_up():
     image = np.random.default_rng(0).integers(0, 256, (9, 8, 3), np.uint8)
     parts = preprocessing.histogram(image[:4]) + preprocessing.histogram(image[4:])
