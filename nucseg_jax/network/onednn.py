@@ -28,6 +28,8 @@ from nucseg_jax.network.onednn_program import (
     KERNEL_GRAD,
     RESULT,
     RESULT_GRAD,
+    SCALE,
+    SHIFT,
     SOURCE,
     SOURCE_GRAD,
     Layer,
@@ -44,23 +46,32 @@ _NEEDED = {"float32": 0x0, "bfloat16": 0xE7}  # Any; AVX-512 with bfloat16.
 _NEEDED_FOR_GRADIENTS = 0x27  # AVX-512.
 
 
-def convolve(inputs: Sequence[Array], kernel: Array, bias: Array) -> Array:
+def convolve(
+    inputs: Sequence[Array], kernel: Array, bias: Array, *affine: Array
+) -> Array:
     """Convolves the concatenation of `inputs` with a 3x3 kernel, zeros around.
 
     Args:
       inputs: Each [B, H, W, C_k].
       kernel: [3, 3, sum of C_k, F].
       bias: [F]. All of one dtype that is supported.
+      *affine: None, or a scale and a shift, float32 [F]: what is below zero becomes
+        zero, then all is multiplied and added to.
 
     Returns:
       [B, H, W, F].
     """
     layers = _convolutions(inputs, bias.size)
     kernels = _split(kernel, layers)
-    dtype = str(bias.dtype)
-    name = _register("convolve", layers, dtype, lambda: _convolve(layers, dtype))
+    dtype, ends_affine = str(bias.dtype), bool(affine)
+    name = _register(
+        "convolve_relu_affine" if ends_affine else "convolve",
+        layers,
+        dtype,
+        lambda: _convolve(layers, dtype, ends_affine),
+    )
     result = jax.ShapeDtypeStruct((*layers[0].size, bias.size), dtype)
-    return _call(name, result, [*inputs, *kernels, bias])
+    return _call(name, result, [*inputs, *kernels, bias, *affine])
 
 
 def gradients(
@@ -133,7 +144,7 @@ def supports(dtype: str) -> bool:
     if not onednn_library.load().has_instructions(_NEEDED[dtype]):
         return False
     try:
-        _convolve([Layer("convolution", (1, 8, 8), 16, 16)], dtype)
+        _convolve([Layer("convolution", (1, 8, 8), 16, 16)], dtype, ends_affine=True)
     except OneDnnError:
         return False
     return True
@@ -173,14 +184,19 @@ def _size(image: Array) -> Size:
     return batch, height, width
 
 
-def _convolve(layers: Sequence[Layer], dtype: str) -> Program:
+def _convolve(
+    layers: Sequence[Layer], dtype: str, ends_affine: bool = False
+) -> Program:
     """Convolves one input after the other, each adding to the result so far."""
     program, number = Program(dtype), len(layers)
-    bias, result = 2 * number, 2 * number + 1
+    bias = 2 * number
+    affine = {SCALE: bias + 1, SHIFT: bias + 2} if ends_affine else {}
     for k, layer in enumerate(layers):
-        buffers = {SOURCE: k, KERNEL: number + k, RESULT: result}
+        buffers = {SOURCE: k, KERNEL: number + k, RESULT: bias + len(affine) + 1}
         if k == 0:
             buffers[BIAS] = bias
+        if k == number - 1:
+            buffers |= affine
         program.add(layer, buffers, accumulate=k > 0)
     return program
 

@@ -24,10 +24,15 @@ DTYPES = {"float32": 3, "bfloat16": 2}  # dnnl_data_type_t
 SOURCE, RESULT, KERNEL, BIAS = 1, 17, 33, 41
 SOURCE_GRAD, RESULT_GRAD, KERNEL_GRAD, BIAS_GRAD = 129, 145, 161, 169
 _SCRATCHPAD = 80
+# Of a layer that ends in a ReLU and an affine map. These have no number of their own:
+# oneDNN counts what is done to a result.
+SCALE, SHIFT = -1, -2
+_POST_OPERATION, _SECOND_OPERAND = 32768, 2
 
 # Further constants of oneDNN's C interface, version 3 (dnnl_types.h).
 _TRAINING, _INFERENCE, _USER_SCRATCHPAD, _ANY_LAYOUT = 64, 96, 1, 1
 _WANTED_KERNEL, _WANTED_KERNEL_GRAD, _WANTED_SCRATCHPAD = 131, 132, 136
+_RELU, _ADD, _MULTIPLY = 0x20, 0x1FFF0, 0x1FFF1
 # oneDNN's axes are [B, C, H, W] and [F, C, rows, columns]; these lie in memory, the
 # slowest first, as ours do.
 _IMAGE_AXES, _KERNEL_AXES = (0, 2, 3, 1), (2, 3, 1, 0)
@@ -110,10 +115,14 @@ class Program:
         Args:
           layer: What to compute.
           buffers: Index of the buffer of SOURCE, KERNEL, RESULT and, if any, BIAS.
+            With SCALE and SHIFT, float32, what is negative in the result becomes
+            zero before it is scaled and shifted.
           accumulate: Add to what the result holds instead of replacing it.
         """
         bias = self._describe((layer.features,), (0,)) if BIAS in buffers else None
-        operator = self._forward(layer, _INFERENCE, bias, self._attributes(accumulate))
+        vector = self._describe_vector(layer) if SCALE in buffers else None
+        attributes = self._attributes(accumulate, vector)
+        operator = self._forward(layer, _INFERENCE, bias, attributes)
         memories = {
             SOURCE: self._source(layer, buffers[SOURCE]),
             KERNEL: self._pack_kernel(layer, operator, buffers[KERNEL]),
@@ -121,6 +130,11 @@ class Program:
         }
         if bias:
             memories[BIAS] = self._buffer(bias, buffers[BIAS])
+        if vector:
+            # The sum, if there is one, and the ReLU are done before.
+            for number, what in enumerate((SCALE, SHIFT), 3 if accumulate else 2):
+                argument = number * _POST_OPERATION | _SECOND_OPERAND
+                memories[argument] = self._buffer(vector, buffers[what])
         self._add_step(operator, memories)
 
     def add_source_gradient(self, layer: Layer, buffers: Mapping[int, int]) -> None:
@@ -191,7 +205,7 @@ class Program:
         )
 
     def _backward(self, what: str, layer: Layer, *described: Handle | None) -> Handle:
-        forward = self._forward(layer, _TRAINING, None, self._attributes(False))
+        forward = self._forward(layer, _TRAINING, None, self._attributes())
         return self._library.create(
             f"{layer.kind}_backward_{what}_primitive_desc",
             self._library.engine,
@@ -200,7 +214,7 @@ class Program:
             self._describe_result(layer),
             *_geometry(layer),
             forward,
-            self._attributes(False),
+            self._attributes(),
         )
 
     def _pack_kernel(self, layer: Layer, operator: Handle, index: int) -> Handle:
@@ -264,14 +278,27 @@ class Program:
             suffix="_with_tag",
         )
 
-    def _attributes(self, accumulate: bool) -> Handle:
+    def _describe_vector(self, layer: Layer) -> Handle:
+        """A scale or a shift for each feature."""
+        shape = (1, layer.features, 1, 1)
+        return self._describe(shape, _IMAGE_AXES, DTYPES["float32"])
+
+    def _attributes(
+        self, accumulate: bool = False, vector: Handle | None = None
+    ) -> Handle:
+        """What is done to a result: added to before, then ReLU, scaled, shifted."""
         library = self._library
         attributes = library.create("primitive_attr")
         library.call("primitive_attr_set_scratchpad_mode", attributes, _USER_SCRATCHPAD)
+        operations = library.create("post_ops")
+        zero, one = ctypes.c_float(0.0), ctypes.c_float(1.0)
         if accumulate:
-            added = library.create("post_ops")
-            library.call("post_ops_append_sum", added, ctypes.c_float(1.0), 0, 0)
-            library.call("primitive_attr_set_post_ops", attributes, added)
+            library.call("post_ops_append_sum", operations, one, 0, 0)
+        if vector:
+            library.call("post_ops_append_eltwise", operations, _RELU, zero, zero)
+            library.call("post_ops_append_binary", operations, _MULTIPLY, vector)
+            library.call("post_ops_append_binary", operations, _ADD, vector)
+        library.call("primitive_attr_set_post_ops", attributes, operations)
         return attributes
 
     def _source(self, layer: Layer, index: int) -> Handle:

@@ -63,6 +63,19 @@ class Interior:
         return lax.dynamic_slice(image, first, size)
 
 
+class BatchNorm(nn.BatchNorm):
+    """Batch normalisation, which in inference is affine."""
+
+    def affine(self) -> tuple[Array, Array]:
+        """Scale and shift of each feature by the running statistics, float32 [F]."""
+        mean, variance = (
+            self.get_variable("batch_stats", name) for name in ("mean", "var")
+        )
+        scale, bias = (self.get_variable("params", name) for name in ("scale", "bias"))
+        factor = scale * lax.rsqrt(variance + self.epsilon)
+        return factor, bias - mean * factor
+
+
 class Block(nn.Module):
     """`num_convs` times: 3x3 convolution, ReLU, batch normalisation."""
 
@@ -74,14 +87,17 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, inputs: Sequence[Array], *, train: bool) -> Array:
         for k in range(self.num_convs):
-            x = Conv3x3(self.features, dtype=self.dtype, name=f"Conv_{k}")(inputs)
-            x = nn.BatchNorm(
+            convolution = Conv3x3(self.features, dtype=self.dtype, name=f"Conv_{k}")
+            normalization = BatchNorm(
                 use_running_average=not train,
                 momentum=self.batch_norm_momentum,
                 epsilon=BATCH_NORM_EPSILON,
                 dtype=self.dtype,
-            )(nn.relu(x))
-            inputs = [x]
+            )
+            if train or self.is_initializing():
+                inputs = [normalization(nn.relu(convolution(inputs)))]
+            else:
+                inputs = [convolution(inputs, *normalization.affine())]
         return inputs[0]
 
 

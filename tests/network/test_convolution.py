@@ -85,6 +85,43 @@ def test_gradients_equal_those_of_xla(case):
         np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()) + 1e-5)
 
 
+def draw_affine(case):
+    """Scales of either sign, and shifts, which zeros around must not be given."""
+    rng = np.random.default_rng(1)
+    features = CASES[case][-1]
+    return [jnp.asarray(rng.normal(size=features), jnp.float32) for _ in range(2)]
+
+
+def plain_affine(inputs, kernel, bias, scale, shift):
+    result = jnp.maximum(plain(inputs, kernel, bias), 0)
+    return result * scale[None, None, None] + shift[None, None, None]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_relu_and_affine_map_follow_the_convolution(case):
+    args = *draw(case), *draw_affine(case)
+    result = jax.jit(convolution.convolve_relu_affine)(*args)
+    np.testing.assert_allclose(result, plain_affine(*args), atol=2e-5)
+
+
+def test_relu_and_affine_map_have_gradients():
+    args = *draw("several inputs"), *draw_affine("several inputs")
+    ours = gradients(convolution.convolve_relu_affine, *args)
+    theirs = gradients(plain_affine, *args)
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()) + 1e-5)
+
+
+def test_relu_and_affine_map_in_bfloat16():
+    args, affine = draw("several inputs", jnp.bfloat16), draw_affine("several inputs")
+    exact = [jax.tree.map(lambda a: a.astype(jnp.float32), x) for x in args]
+    result = jax.jit(convolution.convolve_relu_affine)(*args, *affine)
+    assert result.dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+        result.astype(jnp.float32), plain_affine(*exact, *affine), atol=0.06, rtol=0.02
+    )
+
+
 def test_gradients_are_those_of_the_value():
     args = draw("odd sizes")
     check_grads(convolution.convolve, args, order=1, modes=["rev"], eps=1e-2)

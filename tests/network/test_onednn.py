@@ -51,7 +51,7 @@ def test_what_is_supported_depends_on_the_processor(monkeypatch, instructions):
             return instructions & bits == bits
 
     monkeypatch.setattr(onednn_library, "load", Library)
-    monkeypatch.setattr(onednn, "_convolve", lambda *_: None)
+    monkeypatch.setattr(onednn, "_convolve", lambda *_, **__: None)
     for function in (onednn.why_not, onednn.supports, onednn.supports_gradients):
         monkeypatch.setattr(onednn, function.__name__, function.__wrapped__)
     assert onednn.supports("float32")
