@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import cv2
 import numpy as np
 
+from nucseg_jax.inference.streams import BAND_ROWS
+
 ReadRegion = Callable[[slice, slice], np.ndarray]
 
 
@@ -68,7 +70,7 @@ def restore_rows(
     """
     height, width = shape
     kept, first, done, seen = None, 0, 0, 0
-    for band in bands:
+    for band in _cut(bands):
         kept = band if kept is None else np.concatenate([kept, band])
         seen += len(band)
         is_last = seen == scaled[0]
@@ -79,7 +81,16 @@ def restore_rows(
         yield _resample(kept, (ready - done, width), 1 / scale, (done, 0), (first, 0))
         done = ready
         needed = max(0, math.floor((done + 0.5) * scale - 0.5) - 1)
-        kept, first = kept[needed - first :], needed
+        # A copy, which does not keep the rest.
+        kept, first = kept[needed - first :].copy(), needed
+
+
+def _cut(bands: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Gives a few rows at a time, so that few restored ones are in memory."""
+    for band in bands:
+        for top in range(0, len(band), BAND_ROWS):
+            yield band[top : top + BAND_ROWS]
+        del band  # It must not stay while the next is made.
 
 
 def restore_region(

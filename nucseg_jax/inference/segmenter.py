@@ -43,8 +43,8 @@ from nucseg_jax.network.unet_plus_plus import Interior, UNetPlusPlus, Variables
 _SIZE_STEP = 64
 _MANY_TILES = 16
 # Windows of decoding, in pixels of the training scale: low, because rows of the whole
-# width are kept for them. The halo is twice the width of a large nucleus at 40x
-# magnification.
+# width are kept for them, and as wide as is worth their memory. The halo is twice the
+# width of a large nucleus at 40x magnification.
 _CORE = (768, 2048)
 _HALO = 128
 _ADVICE = "Take one trained with --framing=crop and --clahe_clip_limit=0"
@@ -412,11 +412,15 @@ class Segmenter:
         told = _tell_each(_fetch_behind(tiles), len(grid.tiles), tell_tiles)
         for top, probs in tiling.stitch(grid, read_ahead(told, _TILES_AHEAD)):
             yield probs[: max(shape[0] - top, 0), : shape[1]]
+            del probs  # They must not stay while the next ones are made.
 
     def _plan(self, shape: tuple[int, int], width: int) -> tiling.Grid:
         """Places tiles, all of one size, and few sizes for images of many."""
         tile = self._tile or tiling.largest_tile(
-            width, features=self._features, num_targets=len(self.targets)
+            width,
+            features=self._features,
+            depth=self._depth,
+            num_targets=len(self.targets),
         )
         if self._config.framing == "resize":
             step, largest = self._multiple, max(shape) + self._multiple

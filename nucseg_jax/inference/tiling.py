@@ -17,8 +17,6 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from nucseg_jax.inference.streams import BAND_ROWS
-
 # Sides of the largest tile, pixels, and what they are multiples of: below these, too
 # much is seen around tiles to be worth the memory; above, nothing is gained.
 _LARGEST_TILES = range(768, 1536 + 1, 64)
@@ -26,10 +24,11 @@ _LARGEST_TILES = range(768, 1536 + 1, 64)
 # else in the process it stays below 2 GiB.
 _MEMORY = 1300 << 20
 # What of it grows with a tile: arrays of features at full resolution that the network
-# has at once, and probabilities of tiles that wait.
-_FEATURE_ARRAYS, _WAITING_TILES = 7, 5
-# Rows of the whole width, of probabilities and labels, that wait to be finished.
-_WAITING_ROWS = 2000
+# has at once besides one for each level, and probabilities of tiles that wait.
+_FURTHER_ARRAYS, _WAITING_TILES = 2, 5
+# Rows of the whole width that wait to be finished besides those of one row of tiles;
+# they have probabilities and a label.
+_WAITING_ROWS = 600
 # Pixels over which the weight of a tile rises. Few, for they are computed twice, and
 # two tiles hardly differ there.
 _RAMP = 2
@@ -152,23 +151,24 @@ def fit_tile(
     return min(-(-needed // step) * step, largest)
 
 
-def largest_tile(width: int, *, features: int, num_targets: int) -> int:
+def largest_tile(width: int, *, features: int, depth: int, num_targets: int) -> int:
     """Chooses the side of the largest tile, so that memory stays bounded.
 
     Args:
       width: Of the image, pixels; a row of tiles spans it.
       features: Channels of the network at full resolution.
+      depth: Its levels.
       num_targets: Channels of the probabilities.
 
     Returns:
       Pixels, a multiple of 64 from 768 to 1,536.
     """
     value = 4  # Bytes.
-    waiting = _WAITING_ROWS * width * (num_targets + 1) * value
-    per_row = width * num_targets * value
-    per_pixel = (_FEATURE_ARRAYS * features + _WAITING_TILES * num_targets) * value
+    per_row = width * (num_targets + 1) * value
+    arrays = (depth + _FURTHER_ARRAYS) * features + _WAITING_TILES * num_targets
+    per_pixel = arrays * value
     # The side of which per_pixel * side^2 + per_row * side is what is left.
-    left = max(_MEMORY - waiting, 0)
+    left = max(_MEMORY - _WAITING_ROWS * per_row, 0)
     side = (math.sqrt(per_row**2 + 4 * per_pixel * left) - per_row) / (2 * per_pixel)
     fitting = [tile for tile in _LARGEST_TILES if tile <= side]
     return max(fitting, default=_LARGEST_TILES[0])
@@ -214,8 +214,8 @@ def stitch(grid: Grid, tiles: Iterable[np.ndarray]) -> Iterator[tuple[int, np.nd
       tiles: float32 [tile height, tile width, C], in the order of `grid.tiles`.
 
     Yields:
-      First row, and float32 [rows, width, C], at most `BAND_ROWS` of them; from top
-      to bottom without gaps.
+      First row, and float32 [rows, width, C]; from top to bottom without gaps, once a
+      row of tiles. Who still keeps one when the next is asked for has two in memory.
     """
     tiles = iter(tiles)
     done = 0
@@ -224,14 +224,11 @@ def stitch(grid: Grid, tiles: Iterable[np.ndarray]) -> Iterator[tuple[int, np.nd
         row = _blend_row(grid, k, tiles)
         if pending is not None:
             row[: len(pending)] += pending
-        finished = grid.rows.finished(k)
-        for top in range(done, finished, BAND_ROWS):
-            bottom = min(top + BAND_ROWS, finished)
-            # Copies, which do not keep the whole row in memory.
-            yield top, row[top - start : bottom - start, : grid.columns.length].copy()
         # The next row of tiles begins within this one.
         last = k + 1 == len(grid.rows.starts)
         pending = None if last else row[grid.rows.starts[k + 1] - start :].copy()
+        finished = grid.rows.finished(k)
+        yield done, row[done - start : finished - start, : grid.columns.length]
         del row
         done = finished
 

@@ -50,7 +50,7 @@ class Settled:
 
 
 def find_nuclei(
-    bands: Iterable[np.ndarray],
+    pieces: Iterable[np.ndarray],
     shape: tuple[int, int],
     decode: Callable[[np.ndarray], np.ndarray],
     *,
@@ -60,11 +60,12 @@ def find_nuclei(
     """Decodes rows of probabilities as they come.
 
     Args:
-      bands: float32 [rows, W, T], from top to bottom, H rows in all.
+      pieces: float32 [rows, W, T], from top to bottom, H rows in all. A window ends
+        where a piece does, so that no part of one waits for the next.
       shape: H and W of the image.
       decode: Probabilities [h, w, T] to labels int32 [h, w].
-      core: Height and width of a window without its halo, pixels. All rows that a
-        window's height spans are in memory, whatever its width.
+      core: Least height of a window without its halo, pixels, and its width if it is
+        as low as that; higher ones, of up to twice the height, are narrower.
       halo: Pixels around it; half the size of the largest nucleus.
 
     Yields:
@@ -73,18 +74,17 @@ def find_nuclei(
     """
     height, width = shape
     core_height, core_width = core
-    canvas = _Canvas(width, capacity=core_height + 2 * halo + BAND_ROWS)
-    pieces = _cut_rows(bands)
-    for first in range(0, height, core_height):
-        last = min(first + core_height, height)
-        is_lowest = last == height
-        below = height if is_lowest else min(last + halo, height)
-        while canvas.bottom < below:
-            canvas.extend(next(pieces))
-        rows = slice(max(first - halo, 0), below)
-        for columns in _columns(width, core_width, halo):
-            yield canvas.find(rows, columns, height, decode, halo)
-        yield from canvas.settle(height if is_lowest else last - halo)
+    canvas = _Canvas(width)
+    parts = _cut(pieces, core_height)
+    while canvas.bottom < height:
+        canvas.extend(next(parts))
+        is_lowest = canvas.bottom == height
+        if canvas.num_new < core_height and not is_lowest:
+            continue
+        narrow = max(core_height * core_width // max(canvas.num_new, core_height), 1)
+        for columns in _columns(width, narrow, halo):
+            yield canvas.find(columns, decode, halo, is_lowest=is_lowest)
+        yield from canvas.settle(keep=0 if is_lowest else 2 * halo)
 
 
 def claim(
@@ -114,10 +114,11 @@ def claim(
     return np.where(known > 0, 0, ids[labels]).astype(np.int32)
 
 
-def _cut_rows(bands: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    for band in bands:
-        for top in range(0, len(band), BAND_ROWS):
-            yield band[top : top + BAND_ROWS]
+def _cut(pieces: Iterable[np.ndarray], height: int) -> Iterator[np.ndarray]:
+    """Cuts pieces of twice the height and more."""
+    for piece in pieces:
+        yield from np.array_split(piece, max(len(piece) // height, 1))
+        del piece  # It must not stay while the next is made.
 
 
 def _columns(width: int, core: int, halo: int) -> Iterator[slice]:
@@ -129,65 +130,80 @@ def _columns(width: int, core: int, halo: int) -> Iterator[slice]:
 class _Canvas:
     """The rows of the image that are neither settled nor still to come.
 
-    Its memory is taken once: rows move up in it as others are settled.
+    These are the rows of the windows that are decoded next.
+
+    Attributes:
+      num_new: Rows that no window has held yet.
     """
 
-    def __init__(self, width: int, *, capacity: int):
+    def __init__(self, width: int):
         self._width = width
         self._top = 0
-        self._count = 0
-        self._labels = np.zeros((capacity, width), np.int32)
-        self._probs = np.zeros((capacity, width, 0), np.float32)
+        self._pieces: list[np.ndarray] = []
+        self._labels = np.zeros((0, width), np.int32)
         self._num_nuclei = 0
+        self.num_new = 0
 
     @property
     def bottom(self) -> int:
         """The first row that has not come yet."""
-        return self._top + self._count
+        return self._top + sum(map(len, self._pieces))
 
     def extend(self, probs: np.ndarray) -> None:
-        """Adds the next rows."""
-        if probs.shape[-1] != self._probs.shape[-1]:
-            shape = (*self._labels.shape, probs.shape[-1])
-            self._probs = np.empty(shape, np.float32)
-        self._probs[self._count : self._count + len(probs)] = probs
-        self._count += len(probs)
+        """Adds the next rows, without a copy."""
+        self._pieces.append(probs)
+        self.num_new += len(probs)
 
     def find(
         self,
-        rows: slice,
         columns: slice,
-        height: int,
         decode: Callable[[np.ndarray], np.ndarray],
         halo: int,
+        *,
+        is_lowest: bool,
     ) -> Found:
-        """Decodes one window and keeps what is new and whole."""
-        here = (slice(rows.start - self._top, rows.stop - self._top), columns)
-        probs, known = self._probs[here], self._labels[here]
+        """Decodes one window, of all rows, and keeps what is new and whole."""
+        probs = np.concatenate([piece[:, columns] for piece in self._pieces])
+        known = self._all_labels()[:, columns]
         labels = decode(probs)
-        cut_sides = [labels] if rows.stop < height else []
+        cut_sides = [] if is_lowest else [labels]
         if columns.stop < self._width:
             cut_sides.append(labels.T)
         added = claim(labels, known, cut_sides, overlap=2 * halo)
         added[added > 0] += self._num_nuclei
         self._num_nuclei = max(self._num_nuclei, int(added.max(initial=0)))
         known += added
-        # A copy: the rows will move.
-        return Found(rows, columns, added, probs.copy())
+        return Found(slice(self._top, self.bottom), columns, added, probs)
 
-    def settle(self, until: int) -> Iterator[Settled]:
-        """Gives away the rows above `until`, a few at a time."""
-        settled = max(until - self._top, 0)
+    def settle(self, keep: int) -> Iterator[Settled]:
+        """Gives away all rows but the last ones, a few at a time."""
+        count = self.bottom - self._top
+        settled = max(count - keep, 0)
         for first in range(0, settled, BAND_ROWS):
-            rows = slice(first, min(first + BAND_ROWS, settled))
-            yield Settled(
-                self._top + first, self._labels[rows].copy(), self._probs[rows].copy()
-            )
-        kept = self._count - settled
-        self._labels[:kept] = self._labels[settled : self._count]
-        self._labels[kept:] = 0
-        self._probs[:kept] = self._probs[settled : self._count]
-        self._top, self._count = self._top + settled, kept
+            last = min(first + BAND_ROWS, settled)
+            # A copy, too: who keeps a few rows must not keep them all.
+            labels = self._labels[first:last].copy()
+            probs = _take_rows(self._pieces, first, last)
+            yield Settled(self._top + first, labels, probs)
+        self._pieces = [_take_rows(self._pieces, settled, count)]
+        self._labels = self._labels[settled:].copy()
+        self._top, self.num_new = self._top + settled, 0
+
+    def _all_labels(self) -> np.ndarray:
+        """Those of all rows, int32; not of more before they are needed."""
+        missing = self.bottom - self._top - len(self._labels)
+        if missing:
+            self._labels = np.pad(self._labels, [(0, missing), (0, 0)])
+        return self._labels
+
+
+def _take_rows(pieces: Iterable[np.ndarray], first: int, last: int) -> np.ndarray:
+    """Copies rows of pieces that lie one below the other."""
+    parts, top = [], 0
+    for piece in pieces:
+        parts.append(piece[max(first - top, 0) : max(last - top, 0)])
+        top += len(piece)
+    return np.concatenate(parts)
 
 
 def _uncovered(labels: np.ndarray, known: np.ndarray) -> np.ndarray:

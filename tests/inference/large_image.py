@@ -120,7 +120,10 @@ def main(
     model, variables = brightness_network(features, len(targets))
     predict_fn = make_predict_fn(model, variables)
     tile = tile or tiling.largest_tile(
-        width, features=features[0], num_targets=len(targets)
+        width,
+        features=features[0],
+        depth=model.depth,
+        num_targets=len(targets),
     )
     bare = time_network(predict_fn, tile)
     config = DataConfig(

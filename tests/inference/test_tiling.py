@@ -159,32 +159,39 @@ def test_what_is_read_for_a_tile_holds_it_and_its_surround(length, margin, surro
 
 def test_largest_tiles_of_known_networks():
     def sides(width, num_targets):
+        networks = [(8, 3), (16, 4), (32, 4), (64, 5)]
         return [
-            tiling.largest_tile(width, features=features, num_targets=num_targets)
-            for features in (8, 16, 32, 64)
+            tiling.largest_tile(
+                width, features=features, depth=depth, num_targets=num_targets
+            )
+            for features, depth in networks
         ]
 
-    assert sides(256, 1) == [1536, 1536, 1216, 832]
-    assert sides(8000, 3) == [1536, 1344, 1024, 768]
-    assert sides(20_000, 3) == [1216, 960, 768, 768]
+    assert sides(256, 1) == [1536, 1536, 1280, 832]
+    assert sides(8000, 3) == [1536, 1536, 1152, 768]
+    assert sides(20_000, 3) == [1536, 1280, 960, 768]
 
 
 @given(
     st.lists(st.integers(1, 200_000), min_size=2, max_size=2),
     st.sampled_from([8, 16, 32, 64]),
+    st.integers(2, 5),
     st.integers(1, 3),
 )
 def test_tiles_are_smaller_the_more_memory_an_image_takes(
-    widths, features, num_targets
+    widths, features, depth, num_targets
 ):
-    def side(width, features, num_targets):
-        return tiling.largest_tile(width, features=features, num_targets=num_targets)
+    def side(width, features, depth, num_targets):
+        return tiling.largest_tile(
+            width, features=features, depth=depth, num_targets=num_targets
+        )
 
-    largest = side(min(widths), features, num_targets)
+    largest = side(min(widths), features, depth, num_targets)
     assert largest % 64 == 0 and 768 <= largest <= 1536
-    assert side(max(widths), features, num_targets) <= largest
-    assert side(min(widths), 2 * features, num_targets) <= largest
-    assert side(min(widths), features, num_targets + 1) <= largest
+    assert side(max(widths), features, depth, num_targets) <= largest
+    assert side(min(widths), 2 * features, depth, num_targets) <= largest
+    assert side(min(widths), features, depth + 1, num_targets) <= largest
+    assert side(min(widths), features, depth, num_targets + 1) <= largest
 
 
 @settings(deadline=None)
