@@ -113,17 +113,8 @@ def claim(
     Returns:
       int32 [h, w], its own nuclei numbered from 1; 0 = all else.
     """
-    rows, columns = blocks.region(block)
-    cut_sides = []
-    if rows.start > 0:
-        cut_sides.append(labels[::-1])
-    if rows.stop < blocks.height:
-        cut_sides.append(labels)
-    if columns.start > 0:
-        cut_sides.append(labels.T[::-1])
-    if columns.stop < blocks.width:
-        cut_sides.append(labels.T)
-    return windows.claim(labels, known, cut_sides, overlap=2 * blocks.halo)
+    shape, overlap = (blocks.height, blocks.width), 2 * blocks.halo
+    return windows.claim(labels, known, blocks.region(block), shape, overlap=overlap)
 
 
 def number_blocks(counts: Mapping[Block, int]) -> dict[Block, int]:

@@ -1,8 +1,8 @@
 """Rows of probabilities -> nuclei with ids unique over the image, in bounded memory.
 
 The image is decoded in windows that overlap by twice the halo. A nucleus that a window
-cuts off is left to a later window that holds all of it; one that was found before is
-not found again. So a nucleus across the corner of four windows is one nucleus. Only a
+cuts off is left to another one that holds all of it; one that was found before is not
+found again. So a nucleus across the corner of four windows is one nucleus. Only a
 nucleus that no window can hold is parted: one wider or higher than the halo may be, one
 of twice the halo will be.
 """
@@ -83,14 +83,15 @@ def find_nuclei(
             continue
         narrow = max(core_height * core_width // max(canvas.num_new, core_height), 1)
         for columns in _columns(width, narrow, halo):
-            yield canvas.find(columns, decode, halo, is_lowest=is_lowest)
+            yield canvas.find(columns, decode, halo, shape)
         yield from canvas.settle(keep=0 if is_lowest else 2 * halo)
 
 
 def claim(
     labels: np.ndarray,
     known: np.ndarray,
-    cut_sides: Iterable[np.ndarray],
+    region: tuple[slice, slice],
+    shape: tuple[int, int],
     *,
     overlap: int,
 ) -> np.ndarray:
@@ -99,15 +100,15 @@ def claim(
     Args:
       labels: int32 [h, w], 0 = background, 1..n = nuclei.
       known: [h, w], above 0 where a nucleus was found before.
-      cut_sides: `labels` turned so that its last row is one where the window ends and
-        the image does not; once for each such side that other windows lie beyond.
-      overlap: Pixels that those windows have in common with this one.
+      region: Rows and columns of the window in the image.
+      shape: H and W of the image.
+      overlap: Pixels that neighbouring windows have in common.
 
     Returns:
       int32 [h, w], the nuclei kept, numbered from 1; 0 where one is known.
     """
     is_new = _uncovered(labels, known)
-    for side in cut_sides:
+    for side in _cut_sides(labels, region, shape):
         is_new[_cut_off(side, overlap)] = False
     is_new[0] = False
     ids = np.where(is_new, np.cumsum(is_new), 0)
@@ -137,7 +138,6 @@ class _Canvas:
     """
 
     def __init__(self, width: int):
-        self._width = width
         self._top = 0
         self._pieces: list[np.ndarray] = []
         self._labels = np.zeros((0, width), np.int32)
@@ -159,21 +159,17 @@ class _Canvas:
         columns: slice,
         decode: Callable[[np.ndarray], np.ndarray],
         halo: int,
-        *,
-        is_lowest: bool,
+        shape: tuple[int, int],
     ) -> Found:
         """Decodes one window, of all rows, and keeps what is new and whole."""
         probs = np.concatenate([piece[:, columns] for piece in self._pieces])
         known = self._all_labels()[:, columns]
-        labels = decode(probs)
-        cut_sides = [] if is_lowest else [labels]
-        if columns.stop < self._width:
-            cut_sides.append(labels.T)
-        added = claim(labels, known, cut_sides, overlap=2 * halo)
+        region = slice(self._top, self.bottom), columns
+        added = claim(decode(probs), known, region, shape, overlap=2 * halo)
         added[added > 0] += self._num_nuclei
         self._num_nuclei = max(self._num_nuclei, int(added.max(initial=0)))
         known += added
-        return Found(slice(self._top, self.bottom), columns, added, probs)
+        return Found(*region, added, probs)
 
     def settle(self, keep: int) -> Iterator[Settled]:
         """Gives away all rows but the last ones, a few at a time."""
@@ -214,10 +210,29 @@ def _uncovered(labels: np.ndarray, known: np.ndarray) -> np.ndarray:
     return 2 * covered < areas
 
 
+def _cut_sides(
+    labels: np.ndarray, region: tuple[slice, slice], shape: tuple[int, int]
+) -> Iterator[np.ndarray]:
+    """Turns `labels` so that their last row is where the window ends, not the image.
+
+    Once for each such side. Also for those where the windows before end: what they
+    left to one further below must not be taken by its tip.
+    """
+    (rows, columns), (height, width) = region, shape
+    if rows.start > 0:
+        yield labels[::-1]
+    if rows.stop < height:
+        yield labels
+    if columns.start > 0:
+        yield labels.T[::-1]
+    if columns.stop < width:
+        yield labels.T
+
+
 def _cut_off(labels: np.ndarray, overlap: int) -> np.ndarray:
-    """Labels in the last row that a window of the last `overlap` rows would hold."""
+    """Labels in the last row that another window, of the last `overlap` rows, holds."""
     cut = np.unique(labels[-1])
     if len(labels) <= overlap:
         return cut
-    # A nucleus is connected: one that begins above the overlap crosses this row.
-    return np.setdiff1d(cut, labels[-overlap - 1])
+    # A nucleus is connected: one that the other window cuts off, too, crosses this row.
+    return np.setdiff1d(cut, labels[-overlap])

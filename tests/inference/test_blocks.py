@@ -83,6 +83,15 @@ def test_a_nucleus_on_the_corner_of_four_blocks_is_one():
     assert counts == {(0, 0): 1, (0, 1): 0, (1, 0): 0, (1, 1): 0}
 
 
+def test_a_nucleus_that_fills_the_overlap_of_two_blocks_is_one():
+    blocks = Blocks(64, 64, side=32, halo=10)
+    for part in (np.s_[22:42, 3:9], np.s_[3:9, 22:42], np.s_[22:42, 22:42]):
+        mask = np.zeros((64, 64), bool)
+        mask[part] = True
+        labels, _ = run(mask, blocks, sorted(blocks.places, key=round_of))
+        np.testing.assert_array_equal(labels, mask)
+
+
 def test_a_nucleus_larger_than_the_overlap_is_parted_but_not_lost():
     blocks = Blocks(100, 100, side=50, halo=4)
     order = sorted(blocks.places, key=round_of)

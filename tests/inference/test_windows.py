@@ -66,6 +66,23 @@ def test_a_nucleus_on_the_corner_of_four_windows_is_one():
     assert sum(item.labels.any() for item in found) == 1
 
 
+@pytest.mark.parametrize("row", range(20, 60))
+def test_a_nucleus_that_is_left_to_windows_below_is_not_taken_by_its_tip(row):
+    """A window to the right sees of it what the lower edge does not cut off."""
+    mask = np.zeros((96, 96), bool)
+    mask[skimage.draw.ellipse(row, 10, 5, 9)] = True
+    labels, _ = run(mask, core=(32, 26), halo=10, band=64)
+    np.testing.assert_array_equal(labels, mask)
+
+
+def test_a_nucleus_that_fills_the_overlap_of_two_windows_is_one():
+    for part in (np.s_[22:42, 3:9], np.s_[3:9, 22:42], np.s_[22:42, 22:42]):
+        mask = np.zeros((64, 64), bool)
+        mask[part] = True
+        labels, _ = run(mask, core=(32, 32), halo=10, band=42)
+        np.testing.assert_array_equal(labels, mask)
+
+
 def test_each_nucleus_is_whole_in_one_window():
     mask = discs(3, (150, 130), radius=4, number=60)
     labels, found = run(mask, core=(40, 40), halo=30)
