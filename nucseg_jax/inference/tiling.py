@@ -26,9 +26,9 @@ _MEMORY = 1300 << 20
 # What of it grows with a tile: arrays of features at full resolution that the network
 # has at once besides one for each level, and probabilities of tiles that wait.
 _FURTHER_ARRAYS, _WAITING_TILES = 2, 5
-# Rows of the whole width that wait to be finished besides those of one row of tiles;
-# they have probabilities and a label.
-_WAITING_ROWS = 600
+# Rows of the whole width besides those of one row of tiles, each of probabilities and
+# a label: those that wait for a window below, and those on their way to the writers.
+_WAITING_ROWS = 1500
 # Pixels over which the weight of a tile rises. Few, for they are computed twice, and
 # two tiles hardly differ there.
 _RAMP = 2

@@ -168,8 +168,8 @@ def test_largest_tiles_of_known_networks():
         ]
 
     assert sides(256, 1) == [1536, 1536, 1280, 832]
-    assert sides(8000, 3) == [1536, 1536, 1152, 768]
-    assert sides(20_000, 3) == [1536, 1280, 960, 768]
+    assert sides(8000, 3) == [1536, 1472, 1088, 768]
+    assert sides(20_000, 3) == [1344, 1088, 832, 768]
 
 
 @given(
