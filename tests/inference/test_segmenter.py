@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import pathlib
+import weakref
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from nucseg_jax.data import preprocessing
 from nucseg_jax.data.errors import ImageError
 from nucseg_jax.data.intensity import intensity_range
 from nucseg_jax.inference import segmenter as segmenter_module
+from nucseg_jax.inference import tiling
 from nucseg_jax.inference.contrast import colour_reader, count_values, make_contrast
 from nucseg_jax.inference.predictor import make_predict_fn
 from nucseg_jax.inference.segmenter import Segmenter, load_segmenter
@@ -329,6 +331,28 @@ def test_only_one_shape_is_compiled_for_a_large_image(model, variables):
     )
     segment.predict(np.zeros((333, 217, 3), np.float32))
     assert predict_fn._cache_size() == 1
+
+
+@pytest.mark.parametrize("scale", [0.5, 1, 2])
+def test_one_row_of_tiles_is_in_memory(network, monkeypatch, scale):
+    """When the next one is made, nobody holds the one before."""
+    rows = []
+
+    def blend(*args):
+        assert not any(row() is not None for row in rows)
+        row = tiling_blend(*args)
+        rows.append(weakref.ref(row))
+        return row
+
+    tiling_blend = tiling._blend_row
+    monkeypatch.setattr(tiling, "_blend_row", blend)
+    monkeypatch.setattr(segmenter_module, "_CORE", (40, 200))
+    monkeypatch.setattr(segmenter_module, "_HALO", 8)
+    config = DataConfig(framing="crop", **PLAIN)
+    segment = Segmenter(network, config, decoding=EVERY_PIXEL, depth=2, tile=64)
+    for _ in segment.stream(plane_of(SCENE), scale=scale):
+        pass
+    assert len(rows) > 2
 
 
 def test_a_streamed_image_has_the_nuclei_of_the_whole(network, monkeypatch):
