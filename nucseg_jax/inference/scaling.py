@@ -81,16 +81,16 @@ def restore_rows(
         yield _resample(kept, (ready - done, width), 1 / scale, (done, 0), (first, 0))
         done = ready
         needed = max(0, math.floor((done + 0.5) * scale - 0.5) - 1)
-        # A copy, which does not keep the rest.
-        kept, first = kept[needed - first :].copy(), needed
+        kept, first = kept[needed - first :], needed
 
 
 def _cut(bands: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Gives a few rows at a time, so that few restored ones are in memory."""
     for band in bands:
         for top in range(0, len(band), BAND_ROWS):
-            yield band[top : top + BAND_ROWS]
-        del band  # It must not stay while the next is made.
+            # A copy: the whole must not stay while the next one is made.
+            yield band[top : top + BAND_ROWS].copy()
+        del band
 
 
 def restore_region(
