@@ -7,12 +7,15 @@ import cv2
 import numpy as np
 import pytest
 import skimage.draw
+import skimage.measure
+import skimage.segmentation
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nucseg_jax.config import TARGET_NAMES, DecodingConfig
 from nucseg_jax.data.targets import make_targets
 from nucseg_jax.inference import instances
+from tests.helpers import same_partition
 from tests.inference.test_measurements import nuclei_like
 
 PLAIN = DecodingConfig(method="components", min_area=0, max_hole=0)
@@ -133,6 +136,26 @@ def test_a_nucleus_without_a_marker_is_not_lost():
     probs[40:, 40:, 2] = 0
     labels = instances.label_nuclei(probs, TARGET_NAMES, DecodingConfig())
     assert labels.max() == 2 and labels[50, 50] > 0
+
+
+@settings(deadline=None)
+@given(st.integers(0, 2**16), st.floats(0.3, 0.7), st.floats(0, 0.05))
+def test_what_is_not_flooded_is_what_the_flood_would_give(seed, threshold, height):
+    depth = np.random.default_rng(seed).random((60, 70), np.float32)
+    depth = cv2.GaussianBlur(depth, (0, 0), 2)
+    depth = (depth - depth.min()) / (depth.max() - depth.min())
+    foreground = depth > threshold
+    markers = instances._find_peaks(
+        depth, depth > threshold + 0.1, DecodingConfig(peak_distance=3), height=height
+    )
+    labels = instances._flood(foreground, depth, markers)
+    flooded = skimage.segmentation.watershed(-depth, markers, mask=foreground)
+    # Parts without a marker are not flooded; they are nuclei all the same.
+    np.testing.assert_array_equal(labels[flooded > 0], flooded[flooded > 0])
+    alone = np.where(flooded > 0, 0, labels)
+    unmarked = skimage.measure.label(foreground & (flooded == 0), connectivity=1)
+    assert same_partition(alone, unmarked)
+    assert not alone.any() or alone[alone > 0].min() > markers.max()
 
 
 @pytest.mark.parametrize(("max_hole", "filled"), [(0, False), (8, False), (9, True)])
