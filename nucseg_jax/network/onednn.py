@@ -55,7 +55,7 @@ def convolve(
       inputs: Each [B, H, W, C_k].
       kernel: [3, 3, sum of C_k, F].
       bias: [F]. All of one dtype that is supported.
-      *affine: None, or a scale and a shift, float32 [F]: what is below zero becomes
+      *affine: Nothing, or a scale and a shift, float32 [F]: what is below zero becomes
         zero, then all is multiplied and added to.
 
     Returns:
