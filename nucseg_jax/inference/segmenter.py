@@ -415,36 +415,44 @@ class Segmenter:
             del probs  # They must not stay while the next ones are made.
 
     def _plan(self, shape: tuple[int, int], width: int) -> tiling.Grid:
-        """Places tiles, all of one size, and few sizes for images of many."""
+        """Places tiles, all of one size, and few sizes for images of many.
+
+        The image goes on mirrored up to the next multiple of 64 pixels. Many tiles need
+        cover no more of that than spoils the image.
+        """
         tile = self._tile or tiling.largest_tile(
             width,
             features=self._features,
             depth=self._depth,
             num_targets=len(self.targets),
         )
+        margin, multiple = tiling.decoder_reach(self._depth), self._multiple
         if self._config.framing == "resize":
-            step, largest = self._multiple, max(shape) + self._multiple
+            step, largest = multiple, max(shape) + multiple
+            covered = ends = _round_up_both(shape, multiple)
         elif shape[0] * shape[1] > _MANY_TILES * tile**2:
             # A size of its own is worth its compilation.
-            step, largest = self._multiple, tile
+            step, largest = multiple, tile
+            ends = _round_up_both(shape, _SIZE_STEP)
+            enough = (shape[0] + margin, shape[1] + margin)
+            needed = _round_up_both(enough, multiple)
+            covered = min(needed[0], ends[0]), min(needed[1], ends[1])
         else:
             step, largest = _SIZE_STEP, tile
-        around = step if self._config.framing == "resize" else _SIZE_STEP
-        height, width = (-(-n // around) * around for n in shape)
-        margin, multiple = tiling.decoder_reach(self._depth), self._multiple
+            covered = ends = _round_up_both(shape, _SIZE_STEP)
         sides = [
             tiling.fit_tile(
                 n, largest=largest, margin=margin, multiple=multiple, step=step
             )
-            for n in (height, width)
+            for n in covered
         ]
         return tiling.plan(
-            height,
-            width,
+            *covered,
             tile=(sides[0], sides[1]),
             margin=margin,
             multiple=multiple,
             surround=tiling.encoder_surround(self._depth),
+            ends=ends,
         )
 
     def _predict_tile(
@@ -632,8 +640,12 @@ def choose_halo(scale: float) -> int:
     return max(round(_HALO / scale), 1)
 
 
-def _round_up(length: int) -> int:
-    return -(-length // _SIZE_STEP) * _SIZE_STEP
+def _round_up(length: int, step: int = _SIZE_STEP) -> int:
+    return -(-length // step) * step
+
+
+def _round_up_both(shape: tuple[int, int], step: int) -> tuple[int, int]:
+    return _round_up(shape[0], step), _round_up(shape[1], step)
 
 
 def _shift(read: scaling.ReadRegion, top: int, left: int) -> scaling.ReadRegion:

@@ -44,23 +44,24 @@ class Axis:
       starts: First pixel of each tile, ascending; multiples of `plan_axis`'s multiple.
       margin: Pixels at an inner edge that weigh nothing.
       surround: Pixels beyond an inner edge that are read with a tile.
+      end: Where what may be read ends, at the end of the last tile or beyond.
     """
 
     length: int
     tile: int
     starts: tuple[int, ...]
     margin: int
-    surround: int = 0
+    surround: int
+    end: int
 
     @property
     def seen(self) -> int:
         """Length of what is read for a tile, alike for all: pixels."""
-        return min(self.tile + 2 * self.surround, self.starts[-1] + self.tile)
+        return min(self.tile + 2 * self.surround, self.end)
 
     def first_seen(self, start: int) -> int:
         """The first pixel that is read for the tile that begins at `start`."""
-        last = self.starts[-1] + self.tile - self.seen
-        return min(max(start - self.surround, 0), last)
+        return min(max(start - self.surround, 0), self.end - self.seen)
 
     @functools.cached_property
     def weights(self) -> np.ndarray:
@@ -91,7 +92,13 @@ class Axis:
 
 
 def plan_axis(
-    length: int, *, tile: int, margin: int, multiple: int, surround: int = 0
+    length: int,
+    *,
+    tile: int,
+    margin: int,
+    multiple: int,
+    surround: int = 0,
+    end: int = 0,
 ) -> Axis:
     """Places tiles along one axis.
 
@@ -102,13 +109,15 @@ def plan_axis(
       multiple: Of what the starts must be: the network halves the resolution, and
         tiles must be halved in step with the whole.
       surround: Pixels to read beyond an inner edge, a multiple of `multiple`.
+      end: Where what may be read ends, a multiple of `multiple`; where the last tile
+        does if that is farther.
 
     Raises:
       ValueError: If tiles are too short to overlap.
     """
     whole = -(-length // multiple) * multiple
     if whole <= tile:
-        return Axis(length, tile, (0,), margin, surround)
+        return Axis(length, tile, (0,), margin, surround, max(end, tile))
     stride = tile - _overlap(margin, multiple)
     if tile % multiple or stride <= 0:
         raise ValueError(
@@ -117,10 +126,11 @@ def plan_axis(
         )
     steps = -(-(whole - tile) // stride)
     # Evenly spread: no two tiles share more than they must.
-    starts = (
+    starts = [
         k * ((whole - tile) // multiple) // steps * multiple for k in range(steps)
-    )
-    return Axis(length, tile, (*starts, whole - tile), margin, surround)
+    ]
+    starts.append(whole - tile)
+    return Axis(length, tile, tuple(starts), margin, surround, max(end, whole))
 
 
 def _overlap(margin: int, multiple: int) -> int:
@@ -195,11 +205,14 @@ def plan(
     margin: int,
     multiple: int,
     surround: int = 0,
+    ends: tuple[int, int] = (0, 0),
 ) -> Grid:
     """Covers an image with tiles of one size; see `plan_axis`."""
     rows, columns = (
-        plan_axis(n, tile=t, margin=margin, multiple=multiple, surround=surround)
-        for n, t in zip((height, width), tile, strict=True)
+        plan_axis(
+            n, tile=t, margin=margin, multiple=multiple, surround=surround, end=end
+        )
+        for n, t, end in zip((height, width), tile, ends, strict=True)
     )
     return Grid(rows, columns)
 

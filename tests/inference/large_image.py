@@ -35,6 +35,7 @@ NETWORKS = {
     "narrow": ((8, 16, 32), ("foreground",)),
     "small": ((16, 32, 64, 128), ("foreground", "boundary", "distance")),
     "base": ((32, 64, 128, 256), ("foreground", "boundary", "distance")),
+    "shallow": ((48, 96, 192), ("foreground", "boundary", "distance")),
     "wide": ((32, 64, 128, 256, 512), ("foreground", "boundary", "distance")),
 }
 

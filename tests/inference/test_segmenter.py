@@ -447,6 +447,17 @@ def tell_of(segment, image, **options):
     return told
 
 
+def test_many_tiles_have_a_size_of_their_own(network):
+    """They are not rounded to 64 pixels, for what tiles share is computed twice."""
+    config = DataConfig(framing="crop", **PLAIN)
+    segment = Segmenter(network, config, depth=2, tile=64)
+    assert segment.predict(np.zeros((970, 970, 3), np.float32)).shape == (970, 970, 1)
+    # 17 tiles of 62 pixels that share 4 of them cover 990, and of 60 only 956; what
+    # lies around, 6 pixels on each side, is read, too.
+    assert {images.shape for images in network.seen} == {(1, 74, 74, 3)}
+    assert len(network.seen) == 17**2
+
+
 @pytest.mark.parametrize("scale", [0.5, 1, 1.7])
 def test_each_tile_that_is_predicted_is_told(network, scale):
     config = DataConfig(framing="crop", **PLAIN)

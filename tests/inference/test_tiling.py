@@ -144,12 +144,14 @@ def test_an_interior_is_the_whole_but_for_the_reach_of_the_decoder(depth):
     assert spoilt(depth, surround - 2 ** (depth - 1)) > tiling.decoder_reach(depth)
 
 
-@given(LENGTHS, st.integers(0, 12), st.sampled_from([0, 16, 64]))
-def test_what_is_read_for_a_tile_holds_it_and_its_surround(length, margin, surround):
+@given(LENGTHS, st.integers(0, 12), st.sampled_from([0, 16, 64]), st.integers(0, 2000))
+def test_what_is_read_for_a_tile_holds_it_and_its_surround(
+    length, margin, surround, end
+):
     axis = tiling.plan_axis(
-        length, tile=64, margin=margin, multiple=16, surround=surround
+        length, tile=64, margin=margin, multiple=16, surround=surround, end=16 * end
     )
-    end = axis.starts[-1] + axis.tile
+    end = max(16 * end, axis.starts[-1] + axis.tile)
     for start in axis.starts:
         first = axis.first_seen(start)
         assert first % 16 == 0 and first >= 0 and first + axis.seen <= end
