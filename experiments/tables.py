@@ -37,6 +37,8 @@ _METRICS: dict[str, list[tuple[str, tuple[str, ...], int]]] = {
 }
 # The recipe that the ablation's others differ from: validation_grouped_recipe.json.
 _RECIPE = "recipe"
+# Settings that change the time alone.
+_WITHOUT_EFFECT = {"num_workers"}
 _DEMO_ROWS = {
     "pixels: F1 = Dice": ("pixels", "f1"),
     "pixels: IoU": ("pixels", "iou"),
@@ -186,7 +188,7 @@ def _differences(recipe: Result, other: Result) -> str:
         f"`--{name}={_flag_value(value)}`"
         for section in ("data", "model", "train")
         for name, value in other["config"][section].items()
-        if value != before[section][name]
+        if value != before[section][name] and name not in _WITHOUT_EFFECT
     )
 
 
