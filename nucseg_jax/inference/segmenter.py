@@ -417,8 +417,8 @@ class Segmenter:
     def _plan(self, shape: tuple[int, int], width: int) -> tiling.Grid:
         """Places tiles, all of one size, and few sizes for images of many.
 
-        The image goes on mirrored up to the next multiple of 64 pixels. Many tiles need
-        cover no more of that than spoils the image.
+        The image goes on mirrored up to a round size. Tiles need cover no more of that
+        than spoils the image.
         """
         tile = self._tile or tiling.largest_tile(
             width,
@@ -427,19 +427,20 @@ class Segmenter:
             num_targets=len(self.targets),
         )
         margin, multiple = tiling.decoder_reach(self._depth), self._multiple
+        around = _SIZE_STEP
         if self._config.framing == "resize":
+            around = multiple
             step, largest = multiple, max(shape) + multiple
-            covered = ends = _round_up_both(shape, multiple)
         elif shape[0] * shape[1] > _MANY_TILES * tile**2:
             # A size of its own is worth its compilation.
             step, largest = multiple, tile
-            ends = _round_up_both(shape, _SIZE_STEP)
-            enough = (shape[0] + margin, shape[1] + margin)
-            needed = _round_up_both(enough, multiple)
-            covered = min(needed[0], ends[0]), min(needed[1], ends[1])
         else:
             step, largest = _SIZE_STEP, tile
-            covered = ends = _round_up_both(shape, _SIZE_STEP)
+        ends = _round_up(shape[0], around), _round_up(shape[1], around)
+        covered = [
+            min(_round_up(n + margin, multiple), end)
+            for n, end in zip(shape, ends, strict=True)
+        ]
         sides = [
             tiling.fit_tile(
                 n, largest=largest, margin=margin, multiple=multiple, step=step
@@ -447,7 +448,8 @@ class Segmenter:
             for n in covered
         ]
         return tiling.plan(
-            *covered,
+            covered[0],
+            covered[1],
             tile=(sides[0], sides[1]),
             margin=margin,
             multiple=multiple,
@@ -642,10 +644,6 @@ def choose_halo(scale: float) -> int:
 
 def _round_up(length: int, step: int = _SIZE_STEP) -> int:
     return -(-length // step) * step
-
-
-def _round_up_both(shape: tuple[int, int], step: int) -> tuple[int, int]:
-    return _round_up(shape[0], step), _round_up(shape[1], step)
 
 
 def _shift(read: scaling.ReadRegion, top: int, left: int) -> scaling.ReadRegion:
