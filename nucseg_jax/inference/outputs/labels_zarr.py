@@ -2,6 +2,9 @@
 
 Version 0.4 of the format, on Zarr 2: whoever reads 0.5 reads 0.4, the reverse is not
 so (QuPath and Bio-Formats read Zarr 2). https://ngff.openmicroscopy.org/0.4/
+
+Files are written one at a time: of several at once, zarr goes on writing the others
+after one has failed, into a folder that is being removed.
 """
 
 from __future__ import annotations
@@ -12,7 +15,9 @@ from typing import Any
 
 import numpy as np
 import zarr
+import zarr.storage
 
+from nucseg_jax import files
 from nucseg_jax.inference.outputs import pyramid
 from nucseg_jax.inference.outputs.rows import RowBlocks
 from nucseg_jax.inference.outputs.writer import Writer
@@ -63,8 +68,6 @@ class _Level:
 
     def _write(self, block: np.ndarray) -> None:
         top, rows = len(self._checksums) * CHUNK, block.astype(np.uint32)
-        # Chunk by chunk: of several at once, zarr goes on writing the others after one
-        # has failed, into a folder that is being removed.
         for left in range(0, rows.shape[1], CHUNK):
             columns = slice(left, left + CHUNK)
             self._array[top : top + len(rows), columns] = rows[:, columns]
@@ -76,10 +79,15 @@ def create_pyramid(path: pathlib.Path, info: PlaneInfo) -> list[zarr.Array]:
 
     A folder that is there is replaced.
     """
-    group = zarr.open_group(
-        str(path), mode="w", zarr_format=2, attributes=_attributes(info)
+    # Zarr would write several files of a group at once; in memory that does no harm.
+    described: dict[str, Any] = {}
+    group = zarr.create_group(
+        zarr.storage.MemoryStore(described),
+        zarr_format=2,
+        attributes=_attributes(info),
     )
-    return [
+    shapes = _level_shapes(info)
+    for level, shape in enumerate(shapes):
         group.create_array(
             str(level),
             shape=shape,
@@ -88,7 +96,13 @@ def create_pyramid(path: pathlib.Path, info: PlaneInfo) -> list[zarr.Array]:
             fill_value=0,
             chunk_key_encoding={"name": "v2", "separator": "/"},
         )
-        for level, shape in enumerate(_level_shapes(info))
+    files.remove(path)
+    for key, content in described.items():
+        (path / key).parent.mkdir(parents=True, exist_ok=True)
+        (path / key).write_bytes(content.to_bytes())
+    return [
+        zarr.open_array(str(path), path=str(level), mode="r+", zarr_format=2)
+        for level in range(len(shapes))
     ]
 
 

@@ -104,6 +104,17 @@ def test_a_full_disk_is_an_error_that_leaves_it_empty(
     assert set(contents(full_disk)) == {full_disk / "filler"}
 
 
+@pytest.mark.parametrize("free", [0, 8, 12])
+def test_zarr_writes_one_file_at_a_time(full_disk, noisy, free):
+    """None is still being written when another has failed and the folder goes."""
+    (full_disk / "filler").write_bytes(bytes((256 - free) * 1024))
+    for _ in range(50):
+        with pytest.raises(OSError) as caught:
+            save(full_disk, noisy, ["labels_zarr"])
+        assert caught.value.errno == errno.ENOSPC
+        assert set(contents(full_disk)) == {full_disk / "filler"}
+
+
 CHILD = """
     import pathlib, sys, time
     import numpy as np
