@@ -37,8 +37,9 @@ from nucseg_jax.inference.run import (
     segment_files,
     select_shard,
 )
-from nucseg_jax.inference.segmenter import Segmenter, TellTiles, load_segmenter
+from nucseg_jax.inference.segmenter import Segmenter, load_segmenter
 from nucseg_jax.inference.streams import PlaneInfo
+from nucseg_jax.inference.tile_predictor import TellTiles
 
 shared.checkpoint(required=False)
 _INPUT = shared.source("Image, or folder searched with its subfolders.")

@@ -123,6 +123,51 @@ def open_planes(
         yield planes
 
 
+def plane_of_array(
+    image: np.ndarray,
+    *,
+    channel: int | None = None,
+    pixel_size: float | None = None,
+) -> Plane:
+    """Makes a plane of an array.
+
+    Args:
+      image: [H, W] or [H, W, C] of any real dtype.
+      channel: The one to segment; needed unless there is one, or three.
+      pixel_size: Micrometres a pixel; None = unknown.
+
+    Raises:
+      ImageError: If the shape is another, or the channel does not exist.
+    """
+    pixels = image[..., None] if image.ndim == 2 else image
+    if pixels.ndim != 3 or 0 in pixels.shape:
+        raise ImageError(f"the image: is {image.shape}; wanted is [H, W] or [H, W, C]")
+    num_channels = pixels.shape[-1]
+    if channel is None and num_channels not in (1, 3):
+        raise ImageError(
+            f"the image: has {num_channels} channels; say which one to look at "
+            "(channel=0), or give red, green and blue without transparency "
+            "(image[..., :3])"
+        )
+    if channel is None:
+        segmented = tuple(range(num_channels))
+    elif channel in range(num_channels):
+        segmented = (channel,)
+    else:
+        raise ImageError(f"the image: has no channel {channel}; it has {num_channels}")
+    return Plane(
+        path=pathlib.Path("image"),
+        name="the image",
+        suffix="",
+        shape=pixels.shape,
+        dtype=pixels.dtype,
+        channels=tuple(map(str, range(num_channels))),
+        segmented=segmented,
+        pixel_size=pixel_size,
+        _read=lambda rows, columns: pixels[rows, columns],
+    )
+
+
 def can_open(path: pathlib.Path) -> bool:
     """Tells by its name whether a file, or a folder, is one to be opened."""
     is_known = path.suffix.lower() in (*SUFFIXES, ZARR_SUFFIX)

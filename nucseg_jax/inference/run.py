@@ -16,8 +16,9 @@ from nucseg_jax.data.errors import ImageError
 from nucseg_jax.data.planes import ZARR_SUFFIX, Plane, can_open, open_planes
 from nucseg_jax.inference import outputs
 from nucseg_jax.inference.outputs import summaries
-from nucseg_jax.inference.segmenter import Segmenter, TellTiles
+from nucseg_jax.inference.segmenter import Segmenter
 from nucseg_jax.inference.streams import PlaneInfo, Window
+from nucseg_jax.inference.tile_predictor import TellTiles
 
 # Files in work at a time: while one computes, the others read and write.
 _THREADS = 2

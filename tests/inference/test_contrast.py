@@ -5,9 +5,9 @@ import pytest
 
 from nucseg_jax.data.images import to_rgb
 from nucseg_jax.data.intensity import intensity_range
+from nucseg_jax.data.planes import plane_of_array
 from nucseg_jax.data.preprocessing import to_uint8
 from nucseg_jax.inference.contrast import colour_reader
-from nucseg_jax.inference.segmenter import _plane_of_array
 
 VALUES = np.random.default_rng(0).integers(0, 256, (16, 300, 4), np.uint8)
 
@@ -16,7 +16,7 @@ VALUES = np.random.default_rng(0).integers(0, 256, (16, 300, 4), np.uint8)
 @pytest.mark.parametrize("segmented", [(0,), (2,), (0, 1, 2), (3, 0, 1)])
 def test_colours_are_those_of_to_rgb_in_256_steps(dtype, segmented):
     pixels = VALUES.astype(dtype)
-    plane = _plane_of_array(pixels, channel=0, pixel_size=None)
+    plane = plane_of_array(pixels, channel=0)
     plane = dataclasses.replace(plane, segmented=segmented)
     value_range = intensity_range(plane)
     rows, columns = slice(3, 9), slice(7, 290)

@@ -13,7 +13,7 @@ import tifffile
 
 from nucseg_jax.config import DataConfig, DecodingConfig
 from nucseg_jax.data.images import MAX_PIXELS, ImageError, read_image
-from nucseg_jax.inference import segmenter as segmenter_module
+from nucseg_jax.inference import preparation
 from nucseg_jax.inference.run import Options, find_jobs, segment_files, select_shard
 from nucseg_jax.inference.segmenter import Segmenter
 from tests.data.files import write_ome_zarr
@@ -352,7 +352,7 @@ def test_tiles_are_told_and_then_the_end_of_the_plane(folder, segmenter, tmp_pat
 
 
 def test_a_plane_that_fails_is_left_too(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(segmenter_module, "MAX_PIXELS", 10)
+    monkeypatch.setattr(preparation, "MAX_PIXELS", 10)
     resizing = Segmenter(RedNetwork(), DataConfig(framing="resize", size=32))
     (error,), told = watch(folder / "a.png", resizing, tmp_path / "out")
     assert "too many for this network" in error

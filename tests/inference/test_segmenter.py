@@ -13,8 +13,9 @@ from nucseg_jax.config import Config, DataConfig, DecodingConfig, InferenceConfi
 from nucseg_jax.data import preprocessing
 from nucseg_jax.data.errors import ImageError
 from nucseg_jax.data.intensity import intensity_range
+from nucseg_jax.data.planes import plane_of_array
+from nucseg_jax.inference import preparation, tiling
 from nucseg_jax.inference import segmenter as segmenter_module
-from nucseg_jax.inference import tiling
 from nucseg_jax.inference.contrast import colour_reader, count_values, make_contrast
 from nucseg_jax.inference.predictor import make_predict_fn
 from nucseg_jax.inference.segmenter import Segmenter, load_segmenter
@@ -301,7 +302,7 @@ def test_regions_equal_the_whole(model, variables, scale, shape):
 
 
 def plane_of(image):
-    return segmenter_module._plane_of_array(image, channel=None, pixel_size=None)
+    return plane_of_array(image)
 
 
 def contrast_of(plane):
@@ -430,7 +431,7 @@ def test_micrometres(segment):
 
 
 def test_networks_that_need_the_whole_image_say_so(network, monkeypatch):
-    monkeypatch.setattr(segmenter_module, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(preparation, "MAX_PIXELS", 1000)
     for config in (DataConfig(framing="crop"), DataConfig(framing="resize", size=32)):
         with pytest.raises(ImageError, match="40 x 40 pixels are too many"):
             Segmenter(network, config)(np.zeros((40, 40), np.uint8))
@@ -439,7 +440,7 @@ def test_networks_that_need_the_whole_image_say_so(network, monkeypatch):
 def tell_of(segment, image, **options):
     """What is told of the tiles of an array that is streamed."""
     told = []
-    plane = segmenter_module._plane_of_array(image, None, None)
+    plane = plane_of_array(image)
     bands = segment.stream(
         plane, tell_tiles=lambda *numbers: told.append(numbers), **options
     )
