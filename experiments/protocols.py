@@ -53,6 +53,7 @@ def measure(
     config: Config,
     *,
     subset: str | None,
+    tta: int = 1,
     num_runs: int,
     workdir: pathlib.Path,
     stop: StopRequest,
@@ -63,6 +64,7 @@ def measure(
       protocol: A name in `PROTOCOLS`; it overrides settings of the data.
       config: The recipe; its seed is that of the first run.
       subset: What is scored; None = what the protocol says.
+      tta: Views to average in scoring, see `load_segmenter`.
       num_runs: How many networks.
       workdir: Folder for the runs; those that are finished there are not trained
         again, only tuned and scored.
@@ -84,6 +86,7 @@ def measure(
             examples,
             rules,
             stop,
+            tta=tta,
         )
         for seed in seeds
     ]
@@ -91,6 +94,7 @@ def measure(
         "protocol": protocol,
         "subset": rules.subset,
         "score_size": rules.score_size,
+        "tta": tta,
         "machine": describe_machine(),
         "config": without_paths(config).to_dict(),
         "runs": runs,
@@ -103,11 +107,13 @@ def _measure_run(
     examples: list[Example],
     rules: Protocol,
     stop: StopRequest,
+    *,
+    tta: int,
 ) -> dict[str, Any]:
     training_run.run(config, workdir, stop)
     bar = tqdm.tqdm(examples, desc=f"scoring {rules.subset}", unit="image")
     scores = evaluate(
-        load_segmenter(workdir),
+        load_segmenter(workdir, tta=tta),
         stop.watch(bar),
         threshold=0.5,
         score_size=rules.score_size,

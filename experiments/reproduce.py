@@ -40,6 +40,7 @@ _WORKDIR = flags.DEFINE_string("workdir", "runs/reproduce", "Folder for the runs
 _RESULTS = flags.DEFINE_string(
     "results", "experiments/results", "Folder for the results' file."
 )
+_TTA = shared.tta()
 shared.define_settings("data", "model", "train")
 
 
@@ -61,6 +62,7 @@ def reproduce(stop: StopRequest) -> None:
         protocol,
         config,
         subset=_SUBSET.value,
+        tta=int(_TTA.value),
         num_runs=_RUNS.value,
         workdir=pathlib.Path(_WORKDIR.value) / f"{protocol}_{name}",
         stop=stop,

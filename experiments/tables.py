@@ -5,6 +5,7 @@ python -m experiments.tables
 
 from __future__ import annotations
 
+import itertools
 import json
 import pathlib
 from collections.abc import Sequence
@@ -84,7 +85,8 @@ def accuracy_table() -> str:
             str(f) for f in _ends(result["config"]["model"]["features"])
         )
         protocol = f"{result['protocol']}, {result['subset']}"
-        network = f"{result['name']} ({features})"
+        views = f", {_views(result)} views" if _views(result) > 1 else ""
+        network = f"{result['name']} ({features}){views}"
         rows.append((protocol, network, len(runs), values, f"{minutes:.0f} min"))
     return _format(("protocol", "network", "runs", "result", "training"), rows)
 
@@ -182,14 +184,26 @@ def _load(pattern: str) -> list[Result]:
 
 def _differences(recipe: Result, other: Result) -> str:
     """Names the settings that differ, as on the command line."""
-    # Settings that the older file does not know have their defaults.
-    before = Config.from_dict(recipe["config"]).to_dict()
+    before, after = _settings(recipe), _settings(other)
     return " ".join(
         f"`--{name}={_flag_value(value)}`"
-        for section in ("data", "model", "train")
-        for name, value in other["config"][section].items()
-        if value != before[section][name] and name not in _WITHOUT_EFFECT
+        for name, value in after.items()
+        if value != before[name] and name not in _WITHOUT_EFFECT
     )
+
+
+def _settings(result: Result) -> dict[str, Any]:
+    """Those of the flags; what an older file does not know has its default."""
+    config = Config.from_dict(result["config"]).to_dict()
+    sections = [config[name] for name in ("data", "model", "train")]
+    return dict(
+        itertools.chain.from_iterable(section.items() for section in sections),
+        tta=_views(result),
+    )
+
+
+def _views(result: Result) -> int:
+    return result.get("tta", 1)
 
 
 def _flag_value(value: Any) -> str:

@@ -95,11 +95,13 @@ def test_changes_of_a_recipe_are_compared_on_validation(
 
     # By name, "faster" comes before "recipe".
     on_validation("faster", "--learning_rate=0.01", "--targets=foreground")
+    on_validation("views", "--tta=8")
     recipe = on_validation("recipe")
     assert recipe["subset"] == "val" and recipe["runs"][0]["num_images"] == 2
     monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
-    first, second = tables.ablation_table().splitlines()[2:]
+    first, second, third = tables.ablation_table().splitlines()[2:]
     assert first.startswith("| | 1 |")
+    assert third.startswith("| `--tta=8` | 1 |")
     assert second.startswith("| `--targets=foreground` `--learning_rate=0.01` | 1 |")
 
 
@@ -110,6 +112,16 @@ def test_literature_learns_the_foreground_of_masks(reproduce, bowl):
     assert result["score_size"] == 256 and result["subset"] == "test"
     assert result["runs"][0]["instances"] is None
     assert 0 <= result["runs"][0]["per_image_mean"]["dice"] <= 1
+
+
+def test_views_are_averaged_and_named(reproduce, bowl, monkeypatch, tmp_path):
+    one = reproduce("literature", bowl, 1)
+    eight = reproduce("literature", bowl, 1, "--tta=8")
+    assert (one["tta"], eight["tta"]) == (1, 8)
+    assert one["runs"][0]["pooled"]["auc"] != eight["runs"][0]["pooled"]["auc"]
+    monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
+    (row,) = tables.accuracy_table().splitlines()[2:]
+    assert row.startswith("| literature, test | tiny (2…3), 8 views | 1 |")
 
 
 def test_numbers_are_written_as_in_papers():
