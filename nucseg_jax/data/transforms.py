@@ -144,5 +144,11 @@ def _create_crop(side: int, zoom: float) -> list[Transform]:
     smallest, largest = round(side / zoom), round(side * zoom)
     return [
         A.PadIfNeeded(largest, largest, border_mode=cv2.BORDER_REFLECT_101),
-        A.RandomSizedCrop((smallest, largest), (side, side)),
+        # OpenCV's plain nearest neighbour would shift masks by half a pixel.
+        A.RandomSizedCrop(
+            (smallest, largest),
+            (side, side),
+            mask_interpolation=cv2.INTER_NEAREST_EXACT,
+            area_for_downscale="image",
+        ),
     ]

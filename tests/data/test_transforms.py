@@ -333,6 +333,18 @@ def test_zoomed_crops_keep_image_and_labels_aligned(seed, shape):
         assert np.quantile(np.minimum(error, 128 - error), 0.9) <= 4
 
 
+def test_zoom_shifts_no_label_against_the_image():
+    augmentation = transforms.create_augmentation("none", crop=32, zoom=1.5)
+    shifts = []
+    for seed in range(60):
+        image, labels = transforms.augment(augmentation, *places(60, 60), seed=seed)
+        seen = np.divmod(labels.astype(int) - 1, 60)
+        shifts.append([(image[..., i] / 4 - seen[i]).mean() for i in (0, 1)])
+    # In pixels of the image. Where the side grows by half, no nearest pixel is better.
+    assert np.abs(shifts).max() < 0.3
+    assert np.abs(np.mean(shifts, axis=0)).max() < 0.05
+
+
 def test_zoom_draws_magnifications_on_both_sides_of_one():
     augmentation = transforms.create_augmentation("none", crop=32, zoom=2.0)
     widths = []
