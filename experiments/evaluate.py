@@ -22,7 +22,13 @@ from experiments.device import start_device
 from nucseg_jax import pretrained
 from nucseg_jax.checkpoints import read_fingerprints, restore_for_inference
 from nucseg_jax.config import DataConfig
-from nucseg_jax.data.index import Example, fingerprint, load_subsets
+from nucseg_jax.data.index import (
+    Example,
+    describe_subsets,
+    fingerprint,
+    get_subset,
+    load_subsets,
+)
 from nucseg_jax.evaluation import figures
 from nucseg_jax.evaluation.evaluate import (
     Evaluation,
@@ -59,15 +65,17 @@ def main() -> None:
     )
     data = shared.choose_data(config.data)
     subsets = load_subsets(data)
+    examples = get_subset(subsets, _SUBSET.value)
     print(start_device())
+    print(describe_subsets(data, subsets))
     if not shared.given(shared.DATA_SETTINGS):
-        warn_if_changed(subsets[_SUBSET.value])
+        warn_if_changed(examples)
     segmenter = make_segmenter(
         model, variables, config, mode=_MODE.value or None, tta=int(_TTA.value)
     )
     evaluation = evaluate(
         segmenter,
-        progress(subsets[_SUBSET.value], f"scoring {_SUBSET.value}"),
+        progress(examples, f"scoring {_SUBSET.value}"),
         threshold=choose_threshold(segmenter, subsets["val"]),
         score_size=_SCORE_SIZE.value,
     )

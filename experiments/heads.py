@@ -27,7 +27,7 @@ from experiments.device import describe_machine, start_device
 from nucseg_jax import pretrained
 from nucseg_jax.checkpoints import restore_for_inference
 from nucseg_jax.config import Config, DecodingConfig, Mode
-from nucseg_jax.data.index import Example, load_subset
+from nucseg_jax.data.index import Example, describe_subsets, get_subset, load_subsets
 from nucseg_jax.evaluation import figures
 from nucseg_jax.evaluation.evaluate import evaluate
 from nucseg_jax.evaluation.tuning import can_tune, tune_decoding
@@ -88,8 +88,10 @@ def main() -> None:
     """Scores and times every head by itself, and all together."""
     restored = Restored(*restore_for_inference(pretrained.resolve(_CHECKPOINT.value)))
     data = shared.choose_data(restored.config.data)
-    examples, val = (load_subset(data, name) for name in (_SUBSET.value, "val"))
+    subsets = load_subsets(data)
+    examples, val = (get_subset(subsets, name) for name in (_SUBSET.value, "val"))
     print(start_device())
+    print(describe_subsets(data, subsets))
     heads = [*range(1, restored.model.depth), 0]
     times = time_heads(restored, heads)
     rows = [

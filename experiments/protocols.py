@@ -17,7 +17,7 @@ from experiments import training_run
 from experiments.device import describe_machine
 from nucseg_jax.checkpoints import without_paths
 from nucseg_jax.config import Config
-from nucseg_jax.data.index import Example, load_subset
+from nucseg_jax.data.index import Example, get_subset, load_subsets
 from nucseg_jax.evaluation.evaluate import evaluate
 from nucseg_jax.inference.segmenter import load_segmenter
 from nucseg_jax.training.history import read_history
@@ -77,7 +77,7 @@ def measure(
     rules = dataclasses.replace(rules, subset=subset or rules.subset)
     config = _replace(config, "data", **rules.data)
     # Before hours of training.
-    examples = load_subset(config.data, rules.subset)
+    examples = get_subset(load_subsets(config.data), rules.subset)
     seeds = range(config.train.seed, config.train.seed + num_runs)
     runs = [
         _measure_run(

@@ -89,7 +89,7 @@ def run(config: Config, workdir: pathlib.Path, stop: StopRequest) -> None:
     subsets = index.load_subsets(data)
     check_truth(subsets, config)
     print(start_device())
-    print(describe_data(data.data_dir, subsets))
+    print(index.describe_subsets(data, subsets))
     with contextlib.closing(ckpt.Checkpoints(workdir)) as saved:
         check_resumable(workdir, saved.saved_config(), config)
         prints = {name: take_fingerprint(name, part) for name, part in subsets.items()}
@@ -387,12 +387,6 @@ def _make_end_epoch(
         print(f"  validation: {', '.join(values)}")
 
     return end_epoch
-
-
-def describe_data(data_dir: str, subsets: Subsets) -> str:
-    """Returns one line that tells the folder and the size of each subset."""
-    sizes = ", ".join(f"{len(part)} {name}" for name, part in subsets.items() if part)
-    return f"data: {data_dir} ({sizes})"
 
 
 def check_resumable(workdir: pathlib.Path, old: Config | None, new: Config) -> None:

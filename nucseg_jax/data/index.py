@@ -129,16 +129,33 @@ def load_subsets(config: DataConfig) -> dict[str, list[Example]]:
     return split_examples(examples, config)
 
 
-def load_subset(config: DataConfig, name: str) -> list[Example]:
-    """Finds the examples of one subset.
+def get_subset(subsets: Mapping[str, list[Example]], name: str) -> list[Example]:
+    """Returns the examples of one subset.
 
     Raises:
       DatasetError: If there are none.
     """
-    examples = load_subsets(config)[name]
-    if not examples:
-        raise DatasetError(f"{config.data_dir}: {config.split} has no {name} images")
-    return examples
+    if not subsets[name]:
+        raise DatasetError(f"the split has no {name} images")
+    return subsets[name]
+
+
+def describe_subsets(
+    config: DataConfig, subsets: Mapping[str, Sequence[Example]]
+) -> str:
+    """Returns one line: the folder, each subset's size, and what divided them."""
+    sizes = ", ".join(f"{len(part)} {name}" for name, part in subsets.items() if part)
+    return f"data: {config.data_dir} ({sizes}; {_describe_split(config, subsets)})"
+
+
+def _describe_split(
+    config: DataConfig, subsets: Mapping[str, Sequence[Example]]
+) -> str:
+    if config.split:
+        return f"split by {config.split}"
+    if "split" in subsets["train"][0].columns:
+        return "split by the column split"
+    return f"drawn at random with --split_seed={config.split_seed}"
 
 
 def _find_indexed(root: pathlib.Path, truth: str) -> list[Example]:

@@ -1,3 +1,4 @@
+import dataclasses
 import random
 import re
 import shutil
@@ -376,6 +377,25 @@ def test_subsets_of_a_folder(tmp_path):
     assert {e.kind for part in subsets.values() for e in part} == {"mask"}
 
 
+@pytest.mark.parametrize(
+    "header, config, how",
+    [
+        ("id,fold", DataConfig(split="fold"), "split by fold"),
+        ("id,split", DataConfig(), "split by the column split"),
+        ("id,other", DataConfig(split_seed=3), "drawn at random with --split_seed=3"),
+    ],
+)
+def test_description_tells_what_divided_the_examples(tmp_path, header, config, how):
+    touch(
+        tmp_path,
+        *(f"{folder}/{x}.png" for folder in ("images", "masks") for x in "abc"),
+    )
+    write_index(tmp_path, header, "a,train", "b,val", "c,train")
+    config = dataclasses.replace(config, data_dir=str(tmp_path))
+    described = index.describe_subsets(config, index.load_subsets(config))
+    assert described == f"data: {tmp_path} (2 train, 1 val; {how})"
+
+
 def test_fingerprint_is_of_contents_and_ids_not_of_places(tmp_path):
     write_disc_dataset(tmp_path / "a", num_images=3, side=24)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
@@ -396,6 +416,7 @@ def test_a_subset_that_is_empty_is_named(tmp_path):
     )
     write_index(tmp_path, "id,fold", "a,train", "b,val")
     config = DataConfig(data_dir=str(tmp_path), split="fold")
-    assert [example.id for example in index.load_subset(config, "val")] == ["b"]
-    with pytest.raises(DatasetError, match="fold has no test images"):
-        index.load_subset(config, "test")
+    subsets = index.load_subsets(config)
+    assert [example.id for example in index.get_subset(subsets, "val")] == ["b"]
+    with pytest.raises(DatasetError, match="the split has no test images"):
+        index.get_subset(subsets, "test")
