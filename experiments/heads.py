@@ -39,6 +39,9 @@ from nucseg_jax.network.unet_plus_plus import UNetPlusPlus, Variables, prune
 _CHECKPOINT = shared.checkpoint()
 _NAME = flags.DEFINE_string("name", None, "Of the results' files.", required=True)
 _SUBSET = shared.subset()
+_SCORE_SIZE = flags.DEFINE_integer(
+    "score_size", 0, "Score pixels at this square size; 0 = at each image's own."
+)
 _RESULTS = flags.DEFINE_string(
     "results", "experiments/results", "Folder for the results' files."
 )
@@ -103,7 +106,12 @@ def main() -> None:
         }
         for head in heads
     ]
-    about = {"split": data.split, "subset": _SUBSET.value, "timed_side": _SIDE}
+    about = {
+        "split": data.split,
+        "subset": _SUBSET.value,
+        "score_size": _SCORE_SIZE.value,
+        "timed_side": _SIDE,
+    }
     write(rows, about, pathlib.Path(_RESULTS.value) / f"heads_{_NAME.value}.json")
 
 
@@ -141,7 +149,7 @@ def score_head(
         tuning = tune_decoding(segmenter, bar)
         segmenter = restored.segmenter(head, tuning.decoding)
     bar = tqdm.tqdm(examples, desc=f"scoring {name}", unit="image")
-    scores = evaluate(segmenter, bar, threshold=0.5)
+    scores = evaluate(segmenter, bar, threshold=0.5, score_size=_SCORE_SIZE.value)
     row = {"iou": scores.pooled()["iou"]}
     if scores.instance_counts:
         row["mean_ap"] = scores.mean_instances()["mean_ap"]
