@@ -236,10 +236,12 @@ def draw_heads(
     times = [1000 * row["s_per_image"] for row in heads.values()]
     ious = [row["iou"] for row in heads.values()]
     axes.plot(times, ious, "o", color=_VAL_COLOUR)
-    for label, x, y in zip(heads, times, ious, strict=True):
-        axes.annotate(label, (x, y), (0, 8), textcoords="offset points", ha="center")
+    # The last one's stands beside it: above, the one before may be too near.
+    offsets = [(-12, 8)] * (len(heads) - 1) + [(8, -4)]
+    for label, x, y, offset in zip(heads, times, ious, offsets, strict=True):
+        axes.annotate(label, (x, y), offset, textcoords="offset points")
     axes.set(xlabel="time of an image of 256 × 256 pixels, ms", ylabel="pixel IoU")
-    axes.set_xlim(0, 1.1 * max(times))
+    axes.set_xlim(0, 1.15 * max(times))
     axes.margins(y=0.2)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
