@@ -62,7 +62,7 @@ def trained(tmp_path_factory):
 def test_training_names_the_device_and_learns(trained):
     folder, first, _ = trained
     assert re.search(r"device: 1 x CPU, \d+ cores \(jax \d", first)
-    assert "(6 train, 2 val)" in first
+    assert "(6 train, 2 val; drawn at random with --split_seed=0)" in first
     rows = history(folder / "run")
     assert float(rows[-1]["train_loss"]) < 0.7 * float(rows[0]["train_loss"])
     assert float(rows[-1]["val_auc"]) > 0.8
