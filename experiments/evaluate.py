@@ -65,7 +65,7 @@ def main() -> None:
     )
     data = shared.choose_data(config.data)
     subsets = load_subsets(data)
-    examples = get_subset(subsets, _SUBSET.value)
+    examples = get_subset(data, subsets, _SUBSET.value)
     print(start_device())
     print(describe_subsets(data, subsets))
     if not shared.given(shared.DATA_SETTINGS):

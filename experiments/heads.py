@@ -92,7 +92,7 @@ def main() -> None:
     restored = Restored(*restore_for_inference(pretrained.resolve(_CHECKPOINT.value)))
     data = shared.choose_data(restored.config.data)
     subsets = load_subsets(data)
-    examples, val = (get_subset(subsets, name) for name in (_SUBSET.value, "val"))
+    examples = get_subset(data, subsets, _SUBSET.value)
     print(start_device())
     print(describe_subsets(data, subsets))
     heads = [*range(1, restored.model.depth), 0]
@@ -102,7 +102,7 @@ def main() -> None:
             "head": head,
             "parameters": restored.count_parameters(head),
             "s_per_image": times[head],
-            **score_head(restored, examples, val, head),
+            **score_head(restored, examples, subsets["val"], head),
         }
         for head in heads
     ]

@@ -77,7 +77,7 @@ def measure(
     rules = dataclasses.replace(rules, subset=subset or rules.subset)
     config = _replace(config, "data", **rules.data)
     # Before hours of training.
-    examples = get_subset(load_subsets(config.data), rules.subset)
+    examples = get_subset(config.data, load_subsets(config.data), rules.subset)
     seeds = range(config.train.seed, config.train.seed + num_runs)
     runs = [
         _measure_run(

@@ -129,14 +129,17 @@ def load_subsets(config: DataConfig) -> dict[str, list[Example]]:
     return split_examples(examples, config)
 
 
-def get_subset(subsets: Mapping[str, list[Example]], name: str) -> list[Example]:
+def get_subset(
+    config: DataConfig, subsets: Mapping[str, list[Example]], name: str
+) -> list[Example]:
     """Returns the examples of one subset.
 
     Raises:
       DatasetError: If there are none.
     """
     if not subsets[name]:
-        raise DatasetError(f"the split has no {name} images")
+        how = _describe_split(config, subsets)
+        raise DatasetError(f"{config.data_dir}: has no {name} images ({how})")
     return subsets[name]
 
 

@@ -417,6 +417,6 @@ def test_a_subset_that_is_empty_is_named(tmp_path):
     write_index(tmp_path, "id,fold", "a,train", "b,val")
     config = DataConfig(data_dir=str(tmp_path), split="fold")
     subsets = index.load_subsets(config)
-    assert [example.id for example in index.get_subset(subsets, "val")] == ["b"]
-    with pytest.raises(DatasetError, match="the split has no test images"):
-        index.get_subset(subsets, "test")
+    assert [example.id for example in index.get_subset(config, subsets, "val")] == ["b"]
+    with pytest.raises(DatasetError, match=r"has no test images \(split by fold\)"):
+        index.get_subset(config, subsets, "test")
