@@ -15,7 +15,6 @@ import pathlib
 
 import numpy as np
 import tqdm
-from absl import flags
 
 from experiments import flags as shared
 from experiments.device import start_device
@@ -52,9 +51,7 @@ _THRESHOLD = shared.threshold(
     "'tuned', for the one of highest pixel IoU on val.",
     default="0.5",
 )
-_SCORE_SIZE = flags.DEFINE_integer(
-    "score_size", 0, "Score at this square size, pixels; 0 = at each image's own."
-)
+_SCORE_SIZE = shared.score_size()
 shared.define_settings("data", only=shared.DATA_SETTINGS)
 
 

@@ -66,6 +66,12 @@ def subset() -> flags.FlagHolder:
     )
 
 
+def score_size() -> flags.FlagHolder:
+    """Asks for the flag --score_size."""
+    meaning = "Score at this square size, pixels; 0 = at each image's own."
+    return _once(flags.DEFINE_integer, "score_size", 0, meaning)
+
+
 def source(meaning: str) -> flags.FlagHolder:
     """Asks for the flag --input, which must be given."""
     return _once(flags.DEFINE_string, "input", None, meaning, required=True)

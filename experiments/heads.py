@@ -39,9 +39,7 @@ from nucseg_jax.network.unet_plus_plus import UNetPlusPlus, Variables, prune
 _CHECKPOINT = shared.checkpoint()
 _NAME = flags.DEFINE_string("name", None, "Of the results' files.", required=True)
 _SUBSET = shared.subset()
-_SCORE_SIZE = flags.DEFINE_integer(
-    "score_size", 0, "Score pixels at this square size; 0 = at each image's own."
-)
+_SCORE_SIZE = shared.score_size()
 _RESULTS = flags.DEFINE_string(
     "results", "experiments/results", "Folder for the results' files."
 )

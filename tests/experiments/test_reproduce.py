@@ -135,7 +135,9 @@ def test_a_subset_that_is_empty_is_told_before_any_training(bowl, tmp_path):
         file.write("id,grouped_split\n" + "".join(f"{k:03},train\n" for k in range(5)))
         file.write("005,val\n")
     config = Config(data=DataConfig(data_dir=str(bowl)))
-    with pytest.raises(DatasetError, match="no test images .split by grouped_split"):
+    with pytest.raises(
+        DatasetError, match=r"no test images \(split by grouped_split\)"
+    ):
         protocols.measure(
             "grouped",
             config,
