@@ -69,7 +69,7 @@ def subset() -> flags.FlagHolder:
 def score_size() -> flags.FlagHolder:
     """Asks for the flag --score_size."""
     meaning = "Score at this square size, pixels; 0 = at each image's own."
-    return _once(flags.DEFINE_integer, "score_size", 0, meaning)
+    return _once(flags.DEFINE_integer, "score_size", 0, meaning, lower_bound=0)
 
 
 def source(meaning: str) -> flags.FlagHolder:
@@ -113,7 +113,7 @@ def tile() -> flags.FlagHolder:
         "Side of the largest tile, pixels, a multiple of 64: smaller ones take less "
         "memory and more time; 0 = by the widths of network and image."
     )
-    return _once(flags.DEFINE_integer, "tile", 0, meaning)
+    return _once(flags.DEFINE_integer, "tile", 0, meaning, lower_bound=0)
 
 
 def dtype() -> flags.FlagHolder:
@@ -153,7 +153,7 @@ def axes() -> flags.FlagHolder:
 def max_pixels() -> flags.FlagHolder:
     """Asks for the flag --max_pixels."""
     meaning = "Refuse larger images where all must be decoded at once."
-    return _once(flags.DEFINE_integer, "max_pixels", MAX_PIXELS, meaning)
+    return _once(flags.DEFINE_integer, "max_pixels", MAX_PIXELS, meaning, lower_bound=1)
 
 
 def pixel_size() -> flags.FlagHolder:

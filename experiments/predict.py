@@ -67,6 +67,7 @@ _NUM_SHARDS = flags.DEFINE_integer(
     "num_shards",
     int(os.environ.get("SLURM_ARRAY_TASK_COUNT", "1")),
     "Parts that the images are divided into, each for a process of its own.",
+    lower_bound=1,
 )
 _SHARD_INDEX = flags.DEFINE_integer(
     "shard_index",

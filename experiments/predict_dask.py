@@ -55,13 +55,17 @@ _SCHEDULER = flags.DEFINE_string(
     "empty = processes on this machine.",
 )
 _NUM_WORKERS = flags.DEFINE_integer(
-    "num_workers", 1, "Processes on this machine, where no scheduler is named."
+    "num_workers",
+    1,
+    "Processes on this machine, where no scheduler is named.",
+    lower_bound=1,
 )
 _BLOCK = flags.DEFINE_integer(
     "block",
     4096,
     "Side of the blocks, pixels, a multiple of 512: smaller ones take less memory and "
     "more time. Part of the result: ids follow the blocks.",
+    lower_bound=1,
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,18 +13,20 @@ from experiments.flags import parse_threshold
 from nucseg_jax import pretrained
 from nucseg_jax.checkpoints import read_digest
 from nucseg_jax.inference.run import Options
+from nucseg_jax.inference.scaling import check_scale
 
 
 def read_options(save: Sequence[str]) -> Options:
     """Reads from the flags what to do with each file.
 
     Raises:
-      ValueError: If a number is negative.
+      ValueError: If a number cannot be.
     """
     values = flags.FLAGS
-    for name, value in (("scale", values.scale), ("pixel_size", values.pixel_size)):
-        if value < 0:
-            raise ValueError(f"{name} is {value}; it must not be negative")
+    if values.scale:
+        check_scale(values.scale)
+    if not 0 <= values.pixel_size < math.inf:
+        raise ValueError(f"pixel_size is {values.pixel_size}; it must not be negative")
     return Options(
         save=tuple(save),
         channel=values.channel or None,

@@ -35,7 +35,7 @@ _NAME = flags.DEFINE_string(
 _SUBSET = flags.DEFINE_enum(
     "subset", None, ["val", "test"], "Part to score. If not given: the protocol's."
 )
-_RUNS = flags.DEFINE_integer("runs", 3, "How many networks to train.")
+_RUNS = flags.DEFINE_integer("runs", 3, "How many networks to train.", lower_bound=1)
 _WORKDIR = flags.DEFINE_string("workdir", "runs/reproduce", "Folder for the runs.")
 _RESULTS = flags.DEFINE_string(
     "results", "experiments/results", "Folder for the results' file."

@@ -102,7 +102,10 @@ class DataConfig:
             f"val_fraction is {self.val_fraction}; it must lie between 0 and 1",
         )
         _check(
-            min(self.clahe_clip_limit, self.cache_mib, self.pixel_size) >= 0,
+            all(
+                value >= 0
+                for value in (self.clahe_clip_limit, self.cache_mib, self.pixel_size)
+            ),
             "clahe_clip_limit, cache_mib and pixel_size must not be negative",
         )
         _check(
@@ -148,7 +151,7 @@ class TrainConfig:
     init: str = _setting(
         "",
         "Begin with the parameters of this trained run, or of a network that comes "
-        "with the project (small). Its settings of data and model hold where the "
+        "with the project (small, base). Its settings of data and model hold where the "
         "command line gives no others. If empty: begin at random.",
     )
     num_epochs: int = _setting(20, "Epochs of the whole run.")

@@ -160,6 +160,7 @@ BAD = (
     (DataConfig, "val_fraction", float("nan")),
     (DataConfig, "clahe_clip_limit", -0.1),
     (DataConfig, "cache_mib", -1),
+    (DataConfig, "pixel_size", float("nan")),
     (DataConfig, "targets", ()),
     (DataConfig, "targets", ("foreground", "nucleoli")),
     (DataConfig, "targets", ("boundary", "foreground")),

@@ -6,6 +6,8 @@ import contextlib
 import pathlib
 from collections.abc import Iterator
 
+import numpy as np
+
 MAX_PIXELS = 1 << 28  # 16,384 x 16,384: 3 GiB as float32 RGB.
 
 
@@ -27,6 +29,16 @@ def naming(path: pathlib.Path) -> Iterator[None]:
     except Exception as error:
         cause = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"{path}: cannot be read as an image ({cause})") from error
+
+
+def check_dtype(name: str | pathlib.Path, dtype: np.dtype) -> None:
+    """Refuses values that are no brightness: complex numbers, words, dates, objects.
+
+    Raises:
+      ImageError: If they are; calls the image by `name`.
+    """
+    if dtype.kind not in "buif":
+        raise ImageError(f"{name}: values of type {dtype} are no brightness")
 
 
 def check_size(path: pathlib.Path, num_pixels: int, max_pixels: int) -> None:

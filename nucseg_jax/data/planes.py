@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from nucseg_jax.data.errors import MAX_PIXELS, ImageError, naming
+from nucseg_jax.data.errors import MAX_PIXELS, ImageError, check_dtype, naming
 from nucseg_jax.data.formats.detect import SUFFIXES, ZARR_SUFFIX, open_stacks
 from nucseg_jax.data.formats.stacks import Stack
 
@@ -137,8 +138,12 @@ def plane_of_array(
       pixel_size: Micrometres a pixel; None = unknown.
 
     Raises:
-      ImageError: If the shape is another, or the channel does not exist.
+      ImageError: If shape or dtype is another, or the channel does not exist.
+      ValueError: If the pixel size is not above zero.
     """
+    check_dtype("the image", image.dtype)
+    if pixel_size is not None and not 0 < pixel_size < math.inf:
+        raise ValueError(f"pixel_size is {pixel_size}; it must be above 0, or None")
     pixels = image[..., None] if image.ndim == 2 else image
     if pixels.ndim != 3 or 0 in pixels.shape:
         raise ImageError(f"the image: is {image.shape}; wanted is [H, W] or [H, W, C]")

@@ -16,6 +16,20 @@ from nucseg_jax.inference.streams import BAND_ROWS
 
 ReadRegion = Callable[[slice, slice], np.ndarray]
 
+_SMALLEST, _LARGEST = 0.01, 100.0
+
+
+def check_scale(scale: float) -> None:
+    """Refuses scales by which nothing could be seen.
+
+    Raises:
+      ValueError: If it does not lie between 0.01 and 100.
+    """
+    if not _SMALLEST <= scale <= _LARGEST:
+        raise ValueError(
+            f"scale is {scale:g}; it must lie between {_SMALLEST:g} and {_LARGEST:g}"
+        )
+
 
 def scaled_shape(shape: tuple[int, int], scale: float) -> tuple[int, int]:
     """Height and width after scaling, at least 1."""

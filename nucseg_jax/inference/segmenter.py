@@ -19,6 +19,7 @@ from nucseg_jax import pretrained
 from nucseg_jax.checkpoints import restore_for_inference
 from nucseg_jax.config import Config, DataConfig, DecodingConfig, Dtype, Mode
 from nucseg_jax.data import preprocessing
+from nucseg_jax.data.errors import ImageError
 from nucseg_jax.data.intensity import intensity_range
 from nucseg_jax.data.planes import Plane, plane_of_array
 from nucseg_jax.inference import scaling, windows
@@ -142,7 +143,8 @@ class Segmenter:
             another magnification than those it was trained on.
 
         Raises:
-          ImageError: If the shape is another.
+          ImageError: If shape or dtype is another, or the scale cannot be.
+          ValueError: If the pixel size is not above zero.
         """
         plane = plane_of_array(
             np.asarray(image), channel=channel, pixel_size=pixel_size
@@ -209,8 +211,10 @@ class Segmenter:
           `Window`s with the nuclei as they are found, and `Band`s of finished rows.
 
         Raises:
-          ImageError: If it cannot be read, or is too large to be prepared.
+          ImageError: If it cannot be read, or is too large to be prepared, or the scale
+            cannot be.
         """
+        _check_scale(plane, scale)
         shape = plane.shape[:2]
         look = colour_reader(plane, intensity_range(plane))
         # No higher for a small scale: rows of the whole width are kept.
@@ -269,8 +273,10 @@ class Segmenter:
           float32 [h, w, T].
 
         Raises:
-          ImageError: If it cannot be read, or the network needs the whole plane.
+          ImageError: If it cannot be read, or the network needs the whole plane, or the
+            scale cannot be.
         """
+        _check_scale(plane, scale)
         self.check_regions(plane)
         look = colour_reader(plane, contrast.value_range)
         read, shape = normalized_reader(look, contrast), plane.shape[:2]
@@ -403,6 +409,17 @@ def _join_columns(tables: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 def choose_halo(scale: float) -> int:
     """Pixels of the image around a window; half the size of the largest nucleus."""
     return max(round(_HALO / scale), 1)
+
+
+def _check_scale(plane: Plane, scale: float) -> None:
+    """Refuses scales that blur all to one value, or blow up each pixel to thousands.
+
+    They come of pixel sizes that are wrong.
+    """
+    try:
+        scaling.check_scale(scale)
+    except ValueError as error:
+        raise ImageError(f"{plane.name}: {error}") from error
 
 
 def _shift(read: scaling.ReadRegion, top: int, left: int) -> scaling.ReadRegion:

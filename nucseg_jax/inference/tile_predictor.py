@@ -63,9 +63,9 @@ class TilePredictor:
         Raises:
           ValueError: If a tile of that size cannot be.
         """
-        if tile is not None and tile % _SIZE_STEP:
+        if tile is not None and (tile <= 0 or tile % _SIZE_STEP):
             raise ValueError(
-                f"tile is {tile}; it must be a multiple of {_SIZE_STEP} pixels"
+                f"tile is {tile}; it must be a positive multiple of {_SIZE_STEP} pixels"
             )
         self._predict_fn = predict_fn
         self._depth = depth

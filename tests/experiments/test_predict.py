@@ -4,9 +4,15 @@ import itertools
 import pathlib
 
 import pytest
+from absl import flags
 
 from experiments import output_folder
-from experiments.prediction import choose_checkpoint, read_network, read_settings
+from experiments.prediction import (
+    choose_checkpoint,
+    read_network,
+    read_options,
+    read_settings,
+)
 from nucseg_jax import pretrained
 from nucseg_jax.checkpoints import read_digest
 from nucseg_jax.inference.block_tasks import Network
@@ -67,6 +73,23 @@ def test_what_the_flags_say_of_the_network_reaches_a_cluster_too(load_program):
     assert settings["dtype"] == "bfloat16"
     # Results of a network and of its successor in the same folder are not mixed.
     assert read_digest(pretrained.resolve("small")).startswith(settings["network"])
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["--scale=-1", "--scale=nan", "--scale=1e6", "--pixel_size=-1", "--pixel_size=nan"],
+)
+def test_a_number_that_cannot_be_is_refused_before_any_image(load_program, argument):
+    load_program("predict", "--input=in", "--output=out", argument)
+    name = argument[2:].partition("=")[0]
+    with pytest.raises(ValueError, match=f"{name} is .*; it must"):
+        read_options(["labels"])
+
+
+@pytest.mark.parametrize("name", ["tile", "max_pixels", "num_shards"])
+def test_a_negative_number_is_refused(load_program, name):
+    with pytest.raises(flags.IllegalFlagValueError, match=f"--{name}=-64"):
+        load_program("predict", "--input=in", "--output=out", f"--{name}=-64")
 
 
 def test_a_network_is_chosen_and_told_where_none_is_named(load_program, capsys):

@@ -482,6 +482,26 @@ def test_resized_squares_of_any_size_are_one_tile(network, size):
     assert network.seen[0].shape == (1, *[-(-size // 16) * 16] * 2, 3)
 
 
-def test_a_tile_that_is_no_multiple_is_refused():
-    with pytest.raises(ValueError, match="tile is 100; it must be a multiple of 64"):
-        Segmenter(lambda image: image, DataConfig(framing="crop"), tile=100)
+@pytest.mark.parametrize("tile", [100, 0, -64])
+def test_a_tile_that_is_no_multiple_is_refused(tile):
+    with pytest.raises(ValueError, match=f"tile is {tile}; .* multiple of 64"):
+        Segmenter(lambda image: image, DataConfig(framing="crop"), tile=tile)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, 1e-9, 1e9, np.nan, np.inf])
+def test_a_scale_that_cannot_be_is_an_error_that_names_the_image(segment, scale):
+    with pytest.raises(ImageError, match="the image: scale is .*between 0.01 and 100"):
+        segment(SCENE, scale=scale)
+
+
+@pytest.mark.parametrize("pixel_size", [0.0, -0.5, np.nan, np.inf])
+def test_lengths_are_never_measured_by_a_pixel_without_size(segment, pixel_size):
+    with pytest.raises(ValueError, match="pixel_size is .*; it must be above 0"):
+        segment(SCENE, pixel_size=pixel_size)
+
+
+@pytest.mark.parametrize("dtype", [complex, object, str, "M8[s]"])
+def test_values_that_are_no_brightness_are_refused(segment, dtype):
+    """Of complex numbers NumPy would drop a half, with a warning alone."""
+    with pytest.raises(ImageError, match="the image: values of type .* no brightness"):
+        segment(np.zeros((20, 20), dtype))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from nucseg_jax.data.errors import ImageError
+from nucseg_jax.data.errors import ImageError, check_dtype
 
 COLOURS = ("red", "green", "blue")
 
@@ -83,8 +83,7 @@ def check_stack(path: pathlib.Path, stack: Stack) -> None:
             f"{path}: its header tells of {stack.num_pictures:,} pictures, "
             f"{stack.axes} {stack.lengths}; the file is damaged"
         )
-    if stack.dtype.kind not in "buif":
-        raise ImageError(f"{path}: values of type {stack.dtype} are no brightness")
+    check_dtype(path, stack.dtype)
 
 
 def squeeze(axes: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
