@@ -117,7 +117,10 @@ def _train(run: Run) -> None:
             batches,
             run.devices.compile_train_step(train_step),
             loop.make_validate(
-                run.devices.compile_eval_step(eval_step), _val_batches(run), run.stop
+                run.devices.compile_eval_step(eval_step),
+                _val_batches(run),
+                run.stop,
+                heads_stand_alone=train.heads_stand_alone,
             ),
             num_epochs=train.num_epochs,
             steps_per_epoch=run.steps_per_epoch,
@@ -221,9 +224,9 @@ def tune(
     model, variables, config = ckpt.restore_for_inference(workdir)
     config = dataclasses.replace(config, decoding=DecodingConfig())
     # Heads that were trained as an average are nothing by themselves.
-    alone = config.train.supervision == "per_head"
+    modes = get_args(Mode) if config.train.heads_stand_alone else ("accurate",)
     scored = []
-    for mode in get_args(Mode) if alone else ("accurate",):
+    for mode in modes:
         segmenter = make_segmenter(model, variables, config, mode=mode)
         score, decoding = _tune_mode(segmenter, mode, examples, stop)
         scored.append((score, dataclasses.replace(decoding, mode=mode)))

@@ -179,6 +179,11 @@ class TrainConfig:
         "before training gives up.",
     )
 
+    @property
+    def heads_stand_alone(self) -> bool:
+        """Whether each head has a loss of its own, and can be used by itself."""
+        return self.supervision == "per_head"
+
     def __post_init__(self):
         _check_choice("supervision", self.supervision, Supervision)
         _check_choice("decay", self.decay, Decay)

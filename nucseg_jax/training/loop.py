@@ -132,7 +132,8 @@ class Validation:
     """Metrics of a pass over the validation set, and what it chose.
 
     Attributes:
-      metrics: Of the averaged heads, and "best_iou", of them or of the best head.
+      metrics: Of the averaged heads, and "best_iou", of them or, where heads stand
+        alone, of the best one.
       inference: What was chosen.
     """
 
@@ -291,10 +292,17 @@ def make_validate(
     eval_step: Callable[[Variables, Mapping[str, Any]], EvalMetrics],
     batches: Iterable[Mapping[str, Any]],
     stop: StopRequest | None = None,
+    *,
+    heads_stand_alone: bool = True,
 ) -> Callable[[Variables], Validation]:
     """Makes `validate(variables)`: one pass over the validation batches.
 
-    It raises `Stopped` as soon as `stop` is requested.
+    Args:
+      eval_step: Compiled.
+      batches: One pass each time they are iterated over.
+      stop: `validate` raises `Stopped` as soon as it is requested.
+      heads_stand_alone: Whether a head may be used by itself. If not, one that does
+        better than the average by chance must not choose the best checkpoint.
     """
     stop = stop or StopRequest()
 
@@ -310,8 +318,12 @@ def make_validate(
         summary = total.summarize()
         assert heads is not None and total.histogram is not None
         head_ious = np.asarray(heads.iou)
+        candidates = [
+            summary["iou"],
+            *(head_ious.tolist() if heads_stand_alone else ()),
+        ]
         return Validation(
-            metrics=summary | {"best_iou": max(summary["iou"], float(head_ious.max()))},
+            metrics=summary | {"best_iou": max(candidates)},
             inference=InferenceConfig(
                 threshold=total.histogram.best_threshold(),
                 fast_head=choose_fast_head(head_ious, summary["iou"]),
