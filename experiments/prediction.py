@@ -26,7 +26,9 @@ def read_options(save: Sequence[str]) -> Options:
     if values.scale:
         check_scale(values.scale)
     if not 0 <= values.pixel_size < math.inf:
-        raise ValueError(f"pixel_size is {values.pixel_size}; it must not be negative")
+        raise ValueError(
+            f"pixel_size is {values.pixel_size}; it must be a number from 0 on"
+        )
     return Options(
         save=tuple(save),
         channel=values.channel or None,
