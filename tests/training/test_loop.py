@@ -75,7 +75,7 @@ def test_a_head_chooses_the_best_checkpoint_only_where_it_may_be_used(stand_alon
     """In the midst of training, a head may do better by chance than the average."""
     eval_step = jax.jit(make_eval_step(MODEL, losses.average_supervision))
 
-    def one_head_is_right(variables, batch):
+    def heads_are_right(variables, batch):
         metrics = eval_step(variables, batch)
         heads = metrics.heads
         right = dataclasses.replace(
@@ -84,7 +84,7 @@ def test_a_head_chooses_the_best_checkpoint_only_where_it_may_be_used(stand_alon
         return dataclasses.replace(metrics, heads=right)
 
     validate = make_validate(
-        one_head_is_right, [make_batch()], heads_stand_alone=stand_alone
+        heads_are_right, [make_batch()], heads_stand_alone=stand_alone
     )
     metrics = validate(random_variables(MODEL)).metrics
     assert metrics["iou"] < 1
