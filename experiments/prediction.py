@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,22 +12,15 @@ from experiments.flags import parse_threshold
 from nucseg_jax import pretrained
 from nucseg_jax.checkpoints import read_digest
 from nucseg_jax.inference.run import Options
-from nucseg_jax.inference.scaling import check_scale
 
 
 def read_options(save: Sequence[str]) -> Options:
     """Reads from the flags what to do with each file.
 
     Raises:
-      ValueError: If a number cannot be.
+      ValueError: If the pixel size or the scale cannot be.
     """
     values = flags.FLAGS
-    if values.scale:
-        check_scale(values.scale)
-    if not 0 <= values.pixel_size < math.inf:
-        raise ValueError(
-            f"pixel_size is {values.pixel_size}; it must be a number from 0 on"
-        )
     return Options(
         save=tuple(save),
         channel=values.channel or None,

@@ -142,8 +142,7 @@ def plane_of_array(
       ValueError: If the pixel size is not above zero.
     """
     check_dtype("the image", image.dtype)
-    if pixel_size is not None and not 0 < pixel_size < math.inf:
-        raise ValueError(f"pixel_size is {pixel_size}; it must be above 0, or None")
+    check_pixel_size(pixel_size)
     pixels = image[..., None] if image.ndim == 2 else image
     if pixels.ndim != 3 or 0 in pixels.shape:
         raise ImageError(f"the image: is {image.shape}; wanted is [H, W] or [H, W, C]")
@@ -171,6 +170,16 @@ def plane_of_array(
         pixel_size=pixel_size,
         _read=lambda rows, columns: pixels[rows, columns],
     )
+
+
+def check_pixel_size(pixel_size: float | None) -> None:
+    """Refuses sizes by which no length could be told; None is unknown, and may be.
+
+    Raises:
+      ValueError: If it is not above zero, or not finite.
+    """
+    if pixel_size is not None and not 0 < pixel_size < math.inf:
+        raise ValueError(f"pixel_size is {pixel_size}; it must be above 0, or None")
 
 
 def can_open(path: pathlib.Path) -> bool:

@@ -13,9 +13,16 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 
 from nucseg_jax.data.errors import ImageError
-from nucseg_jax.data.planes import ZARR_SUFFIX, Plane, can_open, open_planes
+from nucseg_jax.data.planes import (
+    ZARR_SUFFIX,
+    Plane,
+    can_open,
+    check_pixel_size,
+    open_planes,
+)
 from nucseg_jax.inference import outputs
 from nucseg_jax.inference.outputs import summaries
+from nucseg_jax.inference.scaling import check_scale
 from nucseg_jax.inference.segmenter import Segmenter
 from nucseg_jax.inference.streams import PlaneInfo, Window
 from nucseg_jax.inference.tile_predictor import TellTiles
@@ -79,6 +86,9 @@ class Options:
       scale: Resize by this factor for the network; None = by the pixel sizes of the
         image and of the training images, where both are known.
       max_pixels: Refuse larger images of a kind that is decoded as a whole.
+
+    Raises:
+      ValueError: If the pixel size or the scale cannot be.
     """
 
     save: Sequence[str]
@@ -87,6 +97,11 @@ class Options:
     pixel_size: float | None = None
     scale: float | None = None
     max_pixels: int
+
+    def __post_init__(self):
+        check_pixel_size(self.pixel_size)
+        if self.scale is not None:
+            check_scale(self.scale)
 
 
 def find_jobs(source: str | os.PathLike) -> list[Job]:

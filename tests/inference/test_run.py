@@ -172,6 +172,21 @@ def folder(tmp_path):
     return root
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"pixel_size": 0.0},
+        {"pixel_size": -0.5},
+        {"pixel_size": np.inf},
+        {"scale": 0.0},
+        {"scale": np.nan},
+    ],
+)
+def test_numbers_by_which_nothing_could_be_measured_are_refused(change):
+    with pytest.raises(ValueError, match=f"{next(iter(change))} is .*; it must"):
+        options(**change)
+
+
 def run(folder, segmenter, output, **changes):
     return list(segment_files(find_jobs(folder), segmenter, output, options(**changes)))
 
