@@ -27,8 +27,9 @@ distributed.define_flags()
 
 def main() -> None:
     """Trains with the settings that the flags give."""
+    # JAX's own handler of SIGTERM comes with this: that of the stop must come later.
+    distributed.join_processes()
     with StopRequest() as stop:
-        distributed.join_processes()
         config, workdir = shared.config_from_flags(), pathlib.Path(_WORKDIR.value)
         # Not at the top: loader processes import this module, and need no JAX.
         from experiments import training_run

@@ -84,7 +84,7 @@ def run(config: Config, workdir: pathlib.Path, stop: StopRequest) -> None:
     devices = Devices()
     devices.check_batch_size(config.train.batch_size)
     if devices.shard[1] > 1:
-        stop = AgreedStop(stop)
+        stop = AgreedStop(stop, devices)
     data = resolve_data(config.data)
     subsets = index.load_subsets(data)
     check_truth(subsets, config)

@@ -12,7 +12,7 @@ from nucseg_jax.config import DataConfig
 from nucseg_jax.data import pipeline
 from nucseg_jax.data.index import load_subsets
 from tests.helpers import write_disc_dataset
-from tests.test_kill import final_state, finish, rows, start, wait_for_steps
+from tests.test_kill import final_state, finish, rows, start, wait_for, wait_for_steps
 
 SETTINGS = ["--steps_per_epoch=3"]
 
@@ -94,8 +94,24 @@ def test_a_signal_to_one_stops_both_at_the_same_step(folder, signum):
     wait_for_steps(pair[0])
     os.kill(pair[1].process.pid, signum)
     results = [finish(training, timeout=60) for training in pair]
-    assert [code for code, _ in results] == [143, 143], results
+    assert [code for code, _ in results] == [128 + signum] * 2, results
     assert len(os.listdir(folder / f"stop_{signum}" / "interrupted")) == 1
+
+
+def test_a_signal_amid_epochs_that_are_soon_over_stops_both(folder):
+    """Most of the time they validate and save."""
+    settings = ("--steps_per_epoch=2", "--num_epochs=100000")
+    pair = start_two(folder, "soon", *settings)
+    wait_for(lambda: pair[0].read().count("validation:") > 2, pair[0])
+    os.kill(pair[1].process.pid, signal.SIGTERM)
+    results = [finish(training, timeout=60) for training in pair]
+    assert [code for code, _ in results] == [143, 143], results
+    pair = start_two(folder, "soon", *settings)
+    wait_for(lambda: pair[0].read().count("validation:") > 2, pair[0])
+    os.kill(pair[0].process.pid, signal.SIGTERM)
+    results = [finish(training, timeout=60) for training in pair]
+    assert [code for code, _ in results] == [143, 143], results
+    assert "going on after epoch" in results[0][1]
 
 
 def test_batches_must_divide_among_devices(folder):

@@ -168,7 +168,7 @@ def fit(
       end_epoch: Called with the state, the epoch's row of numbers and the validation,
         to record and to save.
       begin: Of the epoch in which the state stands; None at the border of one.
-      stop: Asked after each step.
+      stop: Asked before each step, and after the last one of an epoch.
       save_progress: Called with the state before `Stopped` is raised.
       max_skipped: Batches in a row whose loss or gradients may be not finite.
 

@@ -7,15 +7,14 @@ one device with the same batch but for the order of its sums.
 
 from __future__ import annotations
 
+import collections
 import contextlib
-import signal
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from nucseg_jax.network.sharding import BATCH_AXIS
@@ -23,6 +22,9 @@ from nucseg_jax.training.stopping import StopRequest
 
 _T = TypeVar("_T")
 _USED = ("image_u8", "mask", "valid")
+# Questions that may be open: an answer is read when the step before it is done, as the
+# loop reads its metrics.
+_OPEN_QUESTIONS = 2
 
 
 class Devices:
@@ -43,6 +45,7 @@ class Devices:
             self._mesh = jax.make_mesh(shape, axes, axis_types=(AxisType.Auto,))
             self._divided = NamedSharding(self._mesh, PartitionSpec(BATCH_AXIS))
             self._whole = NamedSharding(self._mesh, PartitionSpec())
+            self._max = jax.jit(jnp.max, out_shardings=self._whole)
 
     def check_batch_size(self, batch_size: int) -> None:
         """Refuses batches that cannot be divided evenly.
@@ -66,6 +69,17 @@ class Devices:
             return tree
         host = jax.tree.map(np.asarray, tree)
         return jax.tree.map(lambda leaf: jax.device_put(leaf, self._whole), host)
+
+    def start_max(self, number: int) -> jax.Array:
+        """Starts to find the greatest of the processes' numbers.
+
+        All must ask. What is returned can be turned into an int, which waits for it.
+        """
+        if not self._mesh:
+            return jnp.int32(number)
+        numbers = np.full(jax.local_device_count(), number, np.int32)
+        put = jax.make_array_from_process_local_data
+        return self._max(put(self._divided, numbers))
 
     def compile_train_step(self, step: Callable) -> Callable:
         """Compiles `step(state, batch)` for the loader's batches.
@@ -115,25 +129,21 @@ def _on_bytes(step: Callable) -> Callable:
 class AgreedStop(StopRequest):
     """A stop at the same step in all processes, whichever was asked.
 
-    All must ask equally often. The signal is watched by JAX's preemption service,
-    which knows SIGTERM alone: Ctrl-C is handed on to it.
+    All must ask equally often. Each question is answered two questions later, so that
+    no process waits for the newest step.
     """
 
-    def __init__(self, own: StopRequest):
+    def __init__(self, own: StopRequest, devices: Devices):
         super().__init__()
         self._own = own
-        self._asked = 0
-        self._handed_on = False
+        self._devices = devices
+        self._open: collections.deque[jax.Array] = collections.deque()
 
     @property
     def requested(self) -> bool:
-        """Whether a signal came to any process, and all have reached this step."""
-        if self._signum:
-            return True
-        if self._own.requested and not self._handed_on:
-            self._handed_on = True
-            signal.raise_signal(signal.SIGTERM)
-        self._asked += 1
-        if multihost_utils.reached_preemption_sync_point(self._asked):
-            self._signum = signal.SIGTERM
+        """Whether a signal came to any process before the last two questions."""
+        if not self._signum:
+            self._open.append(self._devices.start_max(self._own.signum))
+            if len(self._open) > _OPEN_QUESTIONS:
+                self._signum = int(self._open.popleft())
         return bool(self._signum)

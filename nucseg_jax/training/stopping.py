@@ -40,7 +40,7 @@ class StopRequest:
     """
 
     def __init__(self):
-        self._signum = 0
+        self._signum: int = 0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -52,6 +52,11 @@ class StopRequest:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
         self._before.clear()
+
+    @property
+    def signum(self) -> int:
+        """The signal that came; 0 = none."""
+        return self._signum
 
     @property
     def requested(self) -> bool:

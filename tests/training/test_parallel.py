@@ -1,6 +1,11 @@
-import numpy as np
+import collections
+import signal
 
-from nucseg_jax.training.parallel import Devices
+import numpy as np
+import pytest
+
+from nucseg_jax.training.parallel import AgreedStop, Devices
+from nucseg_jax.training.stopping import Stopped, StopRequest
 
 
 def test_bytes_of_the_loader_become_floats_on_the_device():
@@ -23,3 +28,29 @@ def test_bytes_of_the_loader_become_floats_on_the_device():
             seen["image"], batch["image_u8"] / np.float32(255), rtol=1.2e-7
         )
         np.testing.assert_array_equal(seen["mask"], batch["mask"])
+
+
+class Others(Devices):
+    """Stands for processes of which one gets a signal after some questions."""
+
+    def __init__(self, signum, num_questions):
+        super().__init__()
+        self._told = collections.deque([0] * num_questions + [signum])
+
+    def start_max(self, number):
+        other = self._told.popleft() if len(self._told) > 1 else self._told[0]
+        return super().start_max(max(number, other))
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_another_process_is_answered_two_questions_later(signum):
+    stop = AgreedStop(StopRequest(), Others(signum, num_questions=5))
+    assert [stop.requested for _ in range(9)] == [False] * 7 + [True] * 2
+    with pytest.raises(Stopped) as stopped:
+        stop.check()
+    assert stopped.value.exit_code == 128 + signum
+
+
+def test_without_a_signal_nothing_stops():
+    stop = AgreedStop(StopRequest(), Devices())
+    assert not any(stop.requested for _ in range(10))
