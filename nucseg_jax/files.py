@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
-import hashlib
 import os
 import pathlib
 import shutil
 import time
+import uuid
 from collections.abc import Iterator
 from typing import TypedDict
 
@@ -46,12 +46,12 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def temporary_path(path: pathlib.Path) -> pathlib.Path:
-    """Names a hidden neighbour of `path`, another one in every process.
+    """Names a hidden neighbour of `path`, another one each time.
 
-    Its length does not grow with that of the name, which may be at the limit already.
+    Containers that share a folder often share the number of their process, too. The
+    length does not grow with that of the name, which may be at the limit already.
     """
-    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]
-    return path.with_name(f".nucseg-{digest}-{os.getpid()}.tmp")
+    return path.with_name(f".nucseg-{uuid.uuid4().hex}.tmp")
 
 
 @contextlib.contextmanager
@@ -83,7 +83,8 @@ def remove_leftovers(folder: pathlib.Path, *, older_than: float = DAY) -> int:
 
     Args:
       folder: The output folder.
-      older_than: Seconds since the last change; younger ones may be in use.
+      older_than: Seconds since the last change, of a folder that of the latest file
+        in it; younger ones may be in use.
 
     Returns:
       How many were removed.
@@ -96,7 +97,12 @@ def remove_leftovers(folder: pathlib.Path, *, older_than: float = DAY) -> int:
         folders[:] = set(folders) - set(temporary)
         for path in (pathlib.Path(parent, name) for name in temporary):
             with contextlib.suppress(FileNotFoundError):
-                if path.lstat().st_mtime < latest:
+                if _last_change(path) < latest:
                     remove(path)
                     count += 1
     return count
+
+
+def _last_change(path: pathlib.Path) -> float:
+    inside = [path, *path.rglob("*")] if path.is_dir() else [path]
+    return max(part.lstat().st_mtime for part in inside)

@@ -61,8 +61,9 @@ def test_names_at_the_limit_of_the_file_system_can_be_written(tmp_path):
     assert os.listdir(tmp_path) == [path.name]
 
 
-def test_temporary_names_differ_by_target(tmp_path):
-    names = {files.temporary_path(tmp_path / name).name for name in "abc"}
+def test_temporary_names_differ_each_time(tmp_path):
+    """Processes of two containers may have the same number."""
+    names = {files.temporary_path(tmp_path / name).name for name in "aab"}
     assert len(names) == 3
     assert all(name.startswith(".") for name in names)
 
@@ -85,17 +86,19 @@ def test_leftovers_are_removed_once_they_are_old(tmp_path):
     young = files.temporary_path(tmp_path / "labels" / "b.tif")
     result = tmp_path / "labels" / "c.tif"
     (folder / "0").mkdir(parents=True)
-    for path in (old, young, result, folder / "0" / "0"):
+    growing = files.temporary_path(tmp_path / "labels_zarr" / "b.zarr")
+    (growing / "0").mkdir(parents=True)
+    for path in (old, young, result, folder / "0" / "0", growing / "0" / "0"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"part")
     yesterday = time.time() - 2 * files.DAY
-    for path in (old, result, folder):
+    for path in (old, result, folder / "0" / "0", folder / "0", folder, growing):
         os.utime(path, (yesterday, yesterday))
     assert files.remove_leftovers(tmp_path) == 2
     assert not old.exists() and not folder.exists()
-    assert young.exists() and result.exists()
-    assert files.remove_leftovers(tmp_path, older_than=-1) == 1
-    assert not young.exists()
+    assert young.exists() and growing.exists() and result.exists()
+    assert files.remove_leftovers(tmp_path, older_than=-1) == 2
+    assert not young.exists() and not growing.exists()
 
 
 def test_leftovers_may_vanish_while_they_are_looked_for(tmp_path, monkeypatch):
