@@ -50,6 +50,11 @@ def read_image(path: str | pathlib.Path, *, max_pixels: int = MAX_PIXELS) -> np.
     """
     path = pathlib.Path(path)
     pixels = _read_pixels(path, max_pixels)
+    if pixels.ndim == 3 and pixels.shape[-1] != 3:
+        raise ImageError(
+            f"{path}: has {pixels.shape[-1]} channels and does not say what they are; "
+            "gray or RGB is wanted"
+        )
     return to_rgb(pixels, name=str(path))
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
+import io
 import os
 import pathlib
 from collections import Counter
@@ -29,7 +30,7 @@ TruthKind = Literal["labels", "mask", "nuclei"]
 SUBSETS = ("train", "val", "test")
 
 _ALIASES = {name: name for name in SUBSETS} | {"valid": "val", "validation": "val"}
-_NAME_ENDINGS = ("", "_mask", "_masks", "_label", "_labels")
+_NAME_ENDINGS = ("_mask", "_masks", "_label", "_labels")
 
 
 class DatasetError(ValueError):
@@ -162,9 +163,11 @@ def _describe_split(
 
 
 def _find_indexed(root: pathlib.Path, truth: str) -> list[Example]:
-    with open(root / "index.csv", newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file, restval=""))
-    if not rows or "id" not in rows[0]:
+    text = _read_text(root / "index.csv")
+    rows = list(csv.DictReader(io.StringIO(text, newline=""), restval=""))
+    if not rows:
+        raise DatasetError(f"{root / 'index.csv'}: lists no image")
+    if "id" not in rows[0]:
         raise DatasetError(f"{root / 'index.csv'}: wanted is a column named id")
     repeated = [id_ for id_, n in Counter(row["id"] for row in rows).items() if n > 1]
     if repeated:
@@ -204,11 +207,15 @@ def _find_paired(root: pathlib.Path, truth: str) -> list[Example]:
 
 
 def _find_kaggle(root: pathlib.Path) -> list[Example]:
-    examples = []
+    examples, missing = [], []
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         found = _list_images(folder / "images")
         nuclei = _list_images(folder / "masks")
-        if found and nuclei:
+        if len(found) > 1:
+            raise DatasetError(f"{folder / 'images'}: holds {len(found)} images, not 1")
+        if found and not nuclei:
+            missing.append(folder.name)
+        elif found:
             examples.append(
                 Example(
                     id=folder.name,
@@ -218,6 +225,8 @@ def _find_kaggle(root: pathlib.Path) -> list[Example]:
                     group=folder.name,
                 )
             )
+    if examples and missing:
+        raise DatasetError(_missing_message(root, "truth", missing))
     return examples
 
 
@@ -254,7 +263,7 @@ def _files_by_stem(
     for path in _list_images(folder):
         stem = path.stem
         if ids is not None and stem not in ids:
-            endings = [e for e in _NAME_ENDINGS if e and stem.endswith(e)]
+            endings = [e for e in _NAME_ENDINGS if stem.endswith(e)]
             stem = stem.removesuffix(endings[0]) if endings else stem
         if stem in files:
             raise DatasetError(f"{folder}: {files[stem].name} and {path.name} clash")
@@ -307,8 +316,15 @@ def _read_list(path: str) -> list[str]:
         raise DatasetError(
             f"split {path!r} is neither a column of index.csv nor a file of ids"
         )
-    lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+    lines = _read_text(pathlib.Path(path)).splitlines()
     return [line.strip() for line in lines if line.strip()]
+
+
+def _read_text(path: pathlib.Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path}: is no text in UTF-8 ({error.reason})") from error
 
 
 def _split_by_fraction(
@@ -334,4 +350,4 @@ def _split_by_fraction(
 
 
 def _hash(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()
+    return hashlib.sha256(text.encode(errors="surrogateescape")).digest()

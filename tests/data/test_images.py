@@ -130,6 +130,7 @@ def test_16_bits_keep_their_precision(tmp_path, suffix, channels):
     if suffix == ".tif":
         options = {"planarconfig": "contig"}
         options["photometric"] = "rgb" if channels > 2 else "minisblack"
+        options["extrasamples"] = ("unassalpha",) if channels in (2, 4) else ()
     saved = pixels[..., 0] if channels == 1 else pixels
     path = save(tmp_path / f"a{suffix}", saved, **options)
     colours = pixels[..., : 3 if channels > 2 else 1]
@@ -137,6 +138,14 @@ def test_16_bits_keep_their_precision(tmp_path, suffix, channels):
     assert_image(path, expected, atol=1e-6)
     num_shades = len(np.unique(images.read_image(path)))
     assert num_shades > 0.99 * colours.size > 256
+
+
+@pytest.mark.parametrize("channels", (2, 4))
+def test_channels_that_are_not_explained_are_refused(tmp_path, channels):
+    options = {"planarconfig": "contig", "photometric": "minisblack"}
+    path = save(tmp_path / "a.tif", np.zeros((60, 50, channels), np.uint8), **options)
+    with pytest.raises(images.ImageError, match=f"{channels} channels and does not"):
+        images.read_image(path)
 
 
 def test_few_outliers_do_not_darken_16_bits(tmp_path):

@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import random
 import re
 import shutil
@@ -100,11 +101,24 @@ def test_images_beyond_the_index_are_left_out(tmp_path):
 def test_one_mask_file_a_nucleus(tmp_path):
     touch(tmp_path, "b/images/b.png", "b/masks/2.png", "b/masks/1.png")
     touch(tmp_path, "a/images/a.png", "a/masks/9.png", "a/masks/notes.txt")
-    touch(tmp_path, "unlabelled/images/c.png", "readme.txt")
+    touch(tmp_path, "other/c.png", "readme.txt")
     a, b = index.find_examples(tmp_path)
     assert (a.id, a.kind, a.truth) == ("a", "nuclei", (tmp_path / "a/masks/9.png",))
     assert b.truth == (tmp_path / "b/masks/1.png", tmp_path / "b/masks/2.png")
     assert b.image == tmp_path / "b/images/b.png" and b.group == "b"
+
+
+def test_a_folder_of_masks_that_is_missing_is_named(tmp_path):
+    touch(tmp_path, "a/images/a.png", "a/masks/1.png", "b/images/b.png")
+    (tmp_path / "b/masks").mkdir()
+    with pytest.raises(DatasetError, match=r"no truth for 1 example\(s\): b"):
+        index.find_examples(tmp_path)
+
+
+def test_two_images_with_masks_in_common_are_refused(tmp_path):
+    touch(tmp_path, "a/images/a.png", "a/images/b.png", "a/masks/1.png")
+    with pytest.raises(DatasetError, match="a/images: holds 2 images, not 1"):
+        index.find_examples(tmp_path)
 
 
 def test_other_files_and_hidden_ones_are_no_images(tmp_path):
@@ -181,11 +195,25 @@ def test_missing_image_of_an_index_is_named(tmp_path):
         index.find_examples(tmp_path)
 
 
-@pytest.mark.parametrize("lines", (("name", "a"), ("id",), ("",)))
-def test_index_without_ids_is_named(tmp_path, lines):
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    (
+        (("name", "a"), "wanted is a column named id"),
+        (("id",), "lists no image"),
+        (("",), "lists no image"),
+    ),
+)
+def test_index_without_ids_is_named(tmp_path, lines, message):
     touch(tmp_path, "images/a.png", "labels/a.png")
     write_index(tmp_path, *lines)
-    with pytest.raises(DatasetError, match=r"index\.csv.*id"):
+    with pytest.raises(DatasetError, match=rf"index\.csv: {message}"):
+        index.find_examples(tmp_path)
+
+
+def test_index_in_another_encoding_is_named(tmp_path):
+    touch(tmp_path, "images/a.png", "labels/a.png")
+    write_index(tmp_path, "id,stain", "a,blaß", encoding="latin-1")
+    with pytest.raises(DatasetError, match=r"index\.csv: is no text in UTF-8"):
         index.find_examples(tmp_path)
 
 
@@ -348,6 +376,11 @@ def test_random_split_draws_the_share_asked_for(num, share, seed):
         examples, DataConfig(val_fraction=share, split_seed=seed)
     )
     assert len(subsets["val"]) == max(1, round(share * num))
+
+
+def test_names_that_are_no_utf8_can_be_drawn():
+    drawn = draw([example(os.fsdecode(b"caf\xe9")), example("b")], val_fraction=0.5)
+    assert {len(drawn["train"]), len(drawn["val"])} == {1}
 
 
 def test_random_split_follows_its_seed():
