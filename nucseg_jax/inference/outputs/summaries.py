@@ -7,11 +7,12 @@ import csv
 import json
 import pathlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from nucseg_jax.files import TEXT, replacing
 
 TABLES = "tables"
+SUFFIX = ".json"
 SETTINGS = "settings.json"
 # What `summary.csv` takes over from summaries, after the image's name.
 SUMMARY_COLUMNS = (
@@ -26,6 +27,7 @@ SUMMARY_COLUMNS = (
     "unit",
     "seconds",
 )
+_NEEDED = ("name", "stamp", "outputs")
 
 
 class SummaryError(ValueError):
@@ -34,7 +36,7 @@ class SummaryError(ValueError):
 
 def summary_path(folder: pathlib.Path, name: pathlib.PurePath) -> pathlib.Path:
     """Where the summary of an image lies; it is written last of its files."""
-    return folder / TABLES / name.with_name(f"{name.name}.json")
+    return folder / TABLES / name.with_name(f"{name.name}{SUFFIX}")
 
 
 def holds_results(folder: pathlib.Path) -> bool:
@@ -81,9 +83,11 @@ def read_summary(path: pathlib.Path) -> dict[str, Any]:
     """
     try:
         summary = json.loads(path.read_text(**TEXT))
-        needed = {key: summary[key] for key in ("name", "source", "stamp", "outputs")}
-        return needed | summary
-    except (ValueError, TypeError, KeyError) as error:
+        missing = {*_NEEDED, *SUMMARY_COLUMNS} - {*summary}
+        if missing:
+            raise ValueError(f"lacks {missing}")
+        return summary
+    except (ValueError, TypeError) as error:
         raise SummaryError(
             f"{path}: is no summary of an image; delete it and run again"
         ) from error
@@ -95,7 +99,7 @@ def read_summaries(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
     Raises:
       SummaryError: If one is damaged.
     """
-    for path in sorted((folder / TABLES).rglob("*.json")):
+    for path in sorted((folder / TABLES).rglob(f"*{SUFFIX}")):
         yield read_summary(path)
 
 
@@ -112,7 +116,7 @@ def merge_tables(folder: pathlib.Path) -> int:
     Raises:
       SummaryError: If a file is damaged or missing.
     """
-    tables: list[tuple[str, pathlib.Path]] = []
+    tables: list[_Table] = []
     count = 0
     with _csv_writer(folder / "summary.csv") as rows:
         rows.writerow(["image", *SUMMARY_COLUMNS])
@@ -120,7 +124,8 @@ def merge_tables(folder: pathlib.Path) -> int:
             count += 1
             rows.writerow([summary["name"], *map(summary.get, SUMMARY_COLUMNS)])
             if "table" in summary["outputs"]:
-                tables.append((summary["name"], folder / summary["outputs"]["table"]))
+                path = folder / summary["outputs"]["table"]
+                tables.append(_Table(summary["name"], path, summary["count"]))
     if tables:
         _merge_nuclei(tables, folder / "nuclei.csv")
     else:
@@ -128,18 +133,20 @@ def merge_tables(folder: pathlib.Path) -> int:
     return count
 
 
-def _merge_nuclei(
-    tables: Sequence[tuple[str, pathlib.Path]], path: pathlib.Path
-) -> None:
-    columns = unite_columns(next(_read_table(table)) for _, table in tables)
+class _Table(NamedTuple):
+    image: str
+    path: pathlib.Path
+    num_rows: int
+
+
+def _merge_nuclei(tables: Sequence[_Table], path: pathlib.Path) -> None:
+    columns = unite_columns(_read_header(table.path) for table in tables)
     with _csv_writer(path) as rows:
         rows.writerow(["image", *columns])
-        for name, table in tables:
-            lines = _read_table(table)
-            place = {column: index for index, column in enumerate(next(lines))}
-            places = [place.get(column) for column in columns]
-            for line in lines:
-                rows.writerow([name, *("" if p is None else line[p] for p in places)])
+        for table in tables:
+            for row in _read_rows(table):
+                values = (row.get(column, "") for column in columns)
+                rows.writerow([table.image, *values])
 
 
 def unite_columns(headers: Iterable[Sequence[str]]) -> list[str]:
@@ -154,14 +161,31 @@ def unite_columns(headers: Iterable[Sequence[str]]) -> list[str]:
     return united
 
 
-def _read_table(path: pathlib.Path) -> Iterator[list[str]]:
-    """Yields the header and the rows of an image's table."""
+def _read_header(path: pathlib.Path) -> list[str]:
+    with _csv_reader(path) as lines:
+        return next(lines)
+
+
+def _read_rows(table: _Table) -> Iterator[dict[str, str]]:
+    with _csv_reader(table.path) as lines:
+        header, count = next(lines), 0
+        for line in lines:
+            yield dict(zip(header, line, strict=True))
+            count += 1
+        if count != table.num_rows:
+            raise ValueError(f"{count} of {table.num_rows} rows")
+
+
+@contextlib.contextmanager
+def _csv_reader(path: pathlib.Path) -> Iterator[Iterator[list[str]]]:
+    """Gives the lines of an image's table."""
     try:
         with open(path, newline="", **TEXT) as file:
-            yield from csv.reader(file)
-    except FileNotFoundError as error:
+            yield csv.reader(file)
+    except (FileNotFoundError, StopIteration, ValueError, csv.Error) as error:
+        what = "is missing" if isinstance(error, FileNotFoundError) else "is cut off"
         raise SummaryError(
-            f"{path}: is missing; delete the summary beside it and run again"
+            f"{path}: {what}; delete the summary beside it and run again"
         ) from error
 
 

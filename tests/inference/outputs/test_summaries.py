@@ -10,6 +10,7 @@ import pytest
 from nucseg_jax.inference.outputs import create_writers, summaries
 
 NAME = pathlib.PurePath("b/c")
+FEW = '{"name": "a", "source": "a", "stamp": "", "outputs": {}}'  # No size, no count.
 
 
 def run(folder, name, plane, save=("table",), **info):
@@ -63,7 +64,9 @@ def test_products_of_another_file_do_not_count(tmp_path, plane):
     assert not (tmp_path / "nuclei.csv").exists()
 
 
-@pytest.mark.parametrize("text", ["", '{"name": "a"', "[]", "null", '{"name": "a"}'])
+@pytest.mark.parametrize(
+    "text", ["", '{"name": "a"', "[]", "null", '{"name": "a"}', FEW]
+)
 def test_a_damaged_summary_is_not_finished_and_an_error_to_merge(tmp_path, plane, text):
     run(tmp_path, "b/c", plane)
     path = summaries.summary_path(tmp_path, NAME)
@@ -156,6 +159,16 @@ def test_a_missing_table_is_an_error_that_says_what_to_do(tmp_path, plane):
     (tmp_path / "tables" / "a.csv").unlink()
     with pytest.raises(summaries.SummaryError, match=r"a\.csv: is missing"):
         summaries.merge_tables(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0, 100, 400])
+def test_a_table_that_is_cut_is_an_error_that_says_what_to_do(tmp_path, plane, kept):
+    run(tmp_path, "a", plane)
+    path = tmp_path / "tables" / "a.csv"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(summaries.SummaryError, match=r"a\.csv: is cut off; delete"):
+        summaries.merge_tables(tmp_path)
+    assert not (tmp_path / "nuclei.csv").exists()
 
 
 def test_names_that_are_no_utf8_keep_their_bytes(tmp_path, plane):
