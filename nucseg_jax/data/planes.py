@@ -40,6 +40,8 @@ class Plane:
       segmented: Which channels the network sees: one as gray, or three as red, green
         and blue.
       pixel_size: Micrometres a pixel; None = unknown.
+      files: That hold the pixels: more than the one file where an OME-TIFF was written
+        in parts, each of which opens as the whole; none for arrays.
     """
 
     path: pathlib.Path
@@ -50,6 +52,7 @@ class Plane:
     channels: tuple[str, ...]
     segmented: tuple[int, ...]
     pixel_size: float | None
+    files: tuple[pathlib.Path, ...]
     _read: Callable[[slice, slice], np.ndarray] = dataclasses.field(repr=False)
 
     def read(
@@ -66,7 +69,7 @@ class Plane:
           columns: Slice with step 1.
 
         Returns:
-          [h, w, C] of the plane's dtype, to be kept or changed.
+          [h, w, C] of the plane's dtype, to be kept; of an array, a view of it.
 
         Raises:
           ImageError: If the region has no pixels, the file is damaged, or it was
@@ -168,6 +171,7 @@ def plane_of_array(
         channels=tuple(map(str, range(num_channels))),
         segmented=segmented,
         pixel_size=pixel_size,
+        files=(),
         _read=lambda rows, columns: pixels[rows, columns],
     )
 
@@ -205,6 +209,7 @@ def _planes_of(
             channels=stack.channels,
             segmented=segmented,
             pixel_size=stack.pixel_size,
+            files=stack.files or (path,),
             _read=functools.partial(stack.read, index),
         )
 

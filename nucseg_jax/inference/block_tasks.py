@@ -133,10 +133,11 @@ def describe_planes(job: Job, options: Options, network: Network) -> list[Descri
     segmenter, digest = _load(network)
     found = []
     with open_job(job, options) as planes:
-        stamp = take_stamp(job.image)
+        stamp = take_stamp(job.image, planes)
         for plane in planes:
             segmenter.check_regions(plane)
             scale = options.scale or segmenter.choose_scale(plane.pixel_size)
+            segmenter.check_scale(plane, scale)
             found.append(
                 Description(
                     info=describe(job, plane, segmenter.targets, stamp),

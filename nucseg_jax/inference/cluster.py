@@ -215,7 +215,6 @@ def _start_scratch(work: Work) -> None:
     """Makes the folder of blocks; what another plan has left there is removed."""
     told = {
         "work": dataclasses.asdict(work),
-        "image_changed": work.source.job.image.stat().st_mtime,
         "version": nucseg_jax.__version__,
     }
     plan, text = work.scratch / _PLAN, json.dumps(told, default=str)

@@ -10,7 +10,7 @@ import os
 import pathlib
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 
 from nucseg_jax.data.errors import ImageError
 from nucseg_jax.data.planes import (
@@ -48,11 +48,14 @@ class Job:
       image: The file.
       relative: The same, relative to the folder that was searched.
       name: Of its results below each output folder, without ending.
+      is_alone: Whether the file was named, not found in a folder. If it is a part of an
+        OME-TIFF in several files, pictures that lie in other parts are its own, too.
     """
 
     image: pathlib.Path
     relative: pathlib.PurePath
     name: pathlib.PurePath
+    is_alone: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +67,7 @@ class Outcome:
       num_nuclei: Newly found, in all its planes.
       num_planes: Newly segmented.
       num_skipped: Planes that were finished before.
+      num_elsewhere: Planes that are left to another file, in which they begin.
       error: Why it could not be finished; "" if it was.
     """
 
@@ -71,6 +75,7 @@ class Outcome:
     num_nuclei: int = 0
     num_planes: int = 0
     num_skipped: int = 0
+    num_elsewhere: int = 0
     error: str = ""
 
 
@@ -107,8 +112,9 @@ class Options:
 def find_jobs(source: str | os.PathLike) -> list[Job]:
     """Lists the images of a file or folder, subfolders included, in name order.
 
-    Subfolders with results of earlier runs are left out. Results keep the image's
-    name; where two would share one, as of a.jpg and a.tif, the ending stays in it.
+    Links are followed; subfolders with results of earlier runs are left out. Results
+    keep the image's name; where two would share one, as of a.jpg and a.tif, the ending
+    stays in it.
 
     Raises:
       ImageError: If there is no such file or folder, no image in it, or a folder that
@@ -117,7 +123,7 @@ def find_jobs(source: str | os.PathLike) -> list[Job]:
     root = pathlib.Path(source)
     if root.is_file() or (root.is_dir() and _is_zarr(root.name)):
         relative = pathlib.PurePath(root.name)
-        return [Job(root, relative, relative.with_suffix(""))]
+        return [Job(root, relative, relative.with_suffix(""), is_alone=True)]
     if not root.is_dir():
         raise ImageError(f"{root}: no such file or folder")
     found = sorted(_walk_images(root))
@@ -214,7 +220,7 @@ class _Run:
         outcome = Outcome(job)
         try:
             with open_job(job, self._options) as planes:
-                stamp = take_stamp(job.image)
+                stamp = take_stamp(job.image, planes)
                 for plane in planes:
                     outcome = self._count_plane(outcome, plane, stamp)
         except ImageError as error:
@@ -223,6 +229,8 @@ class _Run:
 
     def _count_plane(self, outcome: Outcome, plane: Plane, stamp: str) -> Outcome:
         job = outcome.job
+        if not job.is_alone and _owner(plane) != job.image:
+            return dataclasses.replace(outcome, num_elsewhere=outcome.num_elsewhere + 1)
         name = job.name.with_name(job.name.name + plane.suffix)
         if self._claims.setdefault(name, job) is not job:
             raise ImageError(
@@ -279,21 +287,23 @@ def open_job(job: Job, options: Options) -> Iterator[list[Plane]]:
         yield planes
 
 
-def take_stamp(image: pathlib.Path) -> str:
-    """Tells size and last change of a file, or of all files of an OME-Zarr together.
+def take_stamp(image: pathlib.Path, planes: Iterable[Plane]) -> str:
+    """Tells size and last change of the files that hold planes, all together.
 
-    Results belong to a file as it was: where it lies may change, this not.
+    These are all files of an OME-Zarr, and the parts of an OME-TIFF. Results belong to
+    a file as it was: where it lies may change, this not.
 
     Raises:
       ImageError: If it cannot be looked at.
     """
+    parts = {part for plane in planes for part in plane.files} | {image}
     try:
         inside = (
             os.path.join(folder, name)
             for folder, _, names in os.walk(image)
             for name in names
         )
-        states = [os.stat(path) for path in inside] or [image.stat()]
+        states = [os.stat(path) for path in inside] or [p.stat() for p in parts]
     except OSError as error:
         raise ImageError(f"{image}: {error.strerror}") from error
     latest = max(state.st_mtime_ns for state in states)
@@ -304,7 +314,7 @@ def describe(job: Job, plane: Plane, targets: tuple[str, ...], stamp: str) -> Pl
     """Tells what outputs need to know of a plane of a file."""
     return PlaneInfo(
         name=(job.relative.parent / plane.name).as_posix(),
-        source=job.image,
+        source=job.image.absolute(),
         height=plane.shape[0],
         width=plane.shape[1],
         channels=plane.channels,
@@ -336,11 +346,20 @@ def _check_name_is_free(
         summary = summaries.read_summary(summaries.summary_path(output, name))
         before = pathlib.Path(summary["source"])
         is_same = info.stamp == summary["stamp"]
-        if not is_same and before.absolute() != info.source.absolute():
+        if not is_same and before != info.source:
             raise ImageError(
                 f"{info.source}: {output} holds the results of {before} under the same "
                 f"name, {name}: give another --output"
             )
+
+
+def _owner(plane: Plane) -> pathlib.Path:
+    """The file of a folder whose results a plane's are: the first that holds pixels.
+
+    Every part of an OME-TIFF in several files opens as the whole.
+    """
+    beside = (part for part in plane.files if part.parent == plane.path.parent)
+    return next(filter(can_open, beside), plane.path)
 
 
 def _walk_images(root: pathlib.Path) -> Iterator[pathlib.PurePath]:
@@ -349,7 +368,13 @@ def _walk_images(root: pathlib.Path) -> Iterator[pathlib.PurePath]:
     def refuse(error: OSError) -> None:
         raise ImageError(f"{error.filename}: cannot be searched ({error.strerror})")
 
-    for folder, subfolders, names in os.walk(root, onerror=refuse):
+    seen = set()
+    for folder, subfolders, names in os.walk(root, onerror=refuse, followlinks=True):
+        if (place := os.path.realpath(folder)) in seen:  # Links may lead in circles.
+            subfolders.clear()
+            continue
+        seen.add(place)
+        subfolders.sort(key=lambda name: os.path.islink(os.path.join(folder, name)))
         found = [name for name in subfolders if _is_zarr(name)]
         # An OME-Zarr is a folder, and one image.
         subfolders[:] = [
@@ -369,9 +394,15 @@ def _is_zarr(folder: str) -> bool:
 
 
 def _name_results(paths: Sequence[pathlib.PurePath]) -> list[pathlib.PurePath]:
-    """Names each result so that no two are the same, on any file system."""
+    """Names each result so that no two are the same, on any file system.
+
+    A folder of images may be called like a file of results: "a.tif".
+    """
     short = [path.with_suffix("") for path in paths]
-    uses = collections.Counter(str(path).casefold() for path in [*short, *paths])
+    folders = {folder for path in paths for folder in path.parents if folder.name}
+    in_the_way = [f.with_suffix("") for f in folders if f.suffix in outputs.SUFFIXES]
+    taken = [*short, *paths, *in_the_way]
+    uses = collections.Counter(str(path).casefold() for path in taken)
     return [
         name if uses[str(name).casefold()] == 1 else path
         for name, path in zip(short, paths, strict=True)

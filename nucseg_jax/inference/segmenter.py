@@ -214,7 +214,7 @@ class Segmenter:
           ImageError: If it cannot be read, or is too large to be prepared, or the scale
             cannot be.
         """
-        _check_scale(plane, scale)
+        self.check_scale(plane, scale)
         shape = plane.shape[:2]
         look = colour_reader(plane, intensity_range(plane))
         # No higher for a small scale: rows of the whole width are kept.
@@ -239,6 +239,24 @@ class Segmenter:
                 rows = slice(item.top, item.top + len(item.labels))
                 picture = look(rows, slice(0, shape[1]))
                 yield Band(item.top, item.labels, item.probs, picture)
+
+    def check_scale(self, plane: Plane, scale: float) -> None:
+        """Checks that a plane can be seen at a scale.
+
+        Raises:
+          ImageError: If it would blur all to one value or blow up each pixel to
+            thousands, as wrong pixel sizes do, or if the network resizes whole images,
+            whatever their scale.
+        """
+        try:
+            scaling.check_scale(scale)
+        except ValueError as error:
+            raise ImageError(f"{plane.name}: {error}") from error
+        if scale != 1 and self._preparation.resizes:
+            raise ImageError(
+                f"{plane.name}: the network sees whole images resized to one size, so "
+                f"that a scale of {scale:g} would change nothing: leave it out"
+            )
 
     def check_regions(self, plane: Plane) -> None:
         """Checks that regions of a plane can be predicted one by one.
@@ -276,7 +294,7 @@ class Segmenter:
           ImageError: If it cannot be read, or the network needs the whole plane, or the
             scale cannot be.
         """
-        _check_scale(plane, scale)
+        self.check_scale(plane, scale)
         self.check_regions(plane)
         look = colour_reader(plane, contrast.value_range)
         read, shape = normalized_reader(look, contrast), plane.shape[:2]
@@ -409,17 +427,6 @@ def _join_columns(tables: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 def choose_halo(scale: float) -> int:
     """Pixels of the image around a window; half the size of the largest nucleus."""
     return max(round(_HALO / scale), 1)
-
-
-def _check_scale(plane: Plane, scale: float) -> None:
-    """Refuses scales that blur all to one value, or blow up each pixel to thousands.
-
-    They come of pixel sizes that are wrong.
-    """
-    try:
-        scaling.check_scale(scale)
-    except ValueError as error:
-        raise ImageError(f"{plane.name}: {error}") from error
 
 
 def _shift(read: scaling.ReadRegion, top: int, left: int) -> scaling.ReadRegion:

@@ -52,6 +52,29 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header
 
 
+def write_ome_parts(folder: pathlib.Path, pixels: np.ndarray) -> list[pathlib.Path]:
+    """Writes each time of uint16 [T, H, W] to a file, as one OME-TIFF of all."""
+    times, height, width = pixels.shape
+    parts = "".join(
+        f'<TiffData FirstT="{time}" IFD="0" PlaneCount="1">'
+        f'<UUID FileName="a{time}.ome.tif">urn:uuid:{time}</UUID></TiffData>'
+        for time in range(times)
+    )
+    paths = [folder / f"a{time}.ome.tif" for time in range(times)]
+    for time, path in enumerate(paths):
+        xml = (
+            '<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy'
+            f'.org/Schemas/OME/2016-06" UUID="urn:uuid:{time}"><Image ID="Image:0">'
+            '<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint16" '
+            f'SizeX="{width}" SizeY="{height}" SizeC="1" SizeZ="1" SizeT="{times}">'
+            f'<Channel ID="Channel:0" SamplesPerPixel="1"/>{parts}</Pixels>'
+            "</Image></OME>"
+        )
+        options = {"description": xml, "metadata": None, "compression": "zlib"}
+        tifffile.imwrite(path, pixels[time], **options)
+    return paths
+
+
 def write_ome_zarr(
     path: pathlib.Path,
     pixels: np.ndarray,

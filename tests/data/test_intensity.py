@@ -25,6 +25,7 @@ def plane_of(pixels: np.ndarray, segmented: tuple[int, ...] = (0,)) -> Plane:
         channels=tuple(str(n) for n in range(pixels.shape[-1])),
         segmented=segmented,
         pixel_size=None,
+        files=(),
         _read=lambda rows, columns: pixels[rows, columns],
     )
 

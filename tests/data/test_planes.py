@@ -525,6 +525,16 @@ def test_channels_are_chosen_by_number_or_name(tmp_path, channel, segmented):
         np.testing.assert_array_equal(plane.read(), np.moveaxis(pixels, 0, -1))
 
 
+def test_channels_of_one_name_are_told_apart(tmp_path):
+    names = ["Fluor", "fluor", "BF"]
+    path = ome_tiff(tmp_path, noise((3, 70, 50)), axes="CYX", Channel={"Name": names})
+    with open_planes(path, channel="2") as (plane,):
+        assert plane.channels == ("0_Fluor", "1_fluor", "2_BF")
+    with pytest.raises(ImageError, match="no --channel=Fluor, but 0 = 0_Fluor, 1 = 1"):
+        with open_planes(path, channel="Fluor"):
+            pass
+
+
 @pytest.mark.parametrize("channel", ("4", "RFP", "0,1,9", "-1", "", "0,,1"))
 def test_channels_that_are_not_there_are_refused(tmp_path, channel):
     names = ["DAPI", "GFP", "405", "x,y"]
@@ -641,6 +651,16 @@ def test_pixel_size_of_plain_tiff(tmp_path, resolution, unit, expected):
     assert size_of(path) == (None if expected is None else pytest.approx(expected))
 
 
+def test_every_series_has_a_pixel_size_of_its_own(tmp_path):
+    path = tmp_path / "a.tif"
+    with tifffile.TiffWriter(path) as writer:
+        for pixels, size in ((STACK[0, 0], 40_000), (STACK[0, 0, :30], 10_000)):
+            unit = {"resolution": (size, size), "resolutionunit": "centimeter"}
+            writer.write(pixels, metadata=None, **unit)
+    with open_planes(path) as planes:
+        assert [plane.pixel_size for plane in planes] == [0.25, 1.0]
+
+
 def test_pixel_size_of_a_slide_scanner(tmp_path):
     description = "Aperio Image Library v11.2.1\r\n50x70 (16x16)|AppMag = 40|MPP = 0.25"
     options = {"photometric": "rgb", "metadata": None, "description": description}
@@ -655,6 +675,11 @@ def test_pixel_size_of_ome_zarr(tmp_path, version, unit, expected):
     options = {"scale": (9.0, 0.5, 0.5), "unit": unit, "version": version}
     path = write_ome_zarr(tmp_path / "a.zarr", STACK[0], "zyx", **options)
     assert size_of(path) == (None if expected is None else pytest.approx(expected))
+
+
+def test_axes_of_ome_zarr_may_be_capital_letters(tmp_path):
+    path = write_ome_zarr(tmp_path / "a.zarr", DEEP, "YX", scale=(0.5, 0.5))
+    assert size_of(path) == pytest.approx(0.5)
 
 
 def test_pixel_size_of_ome_zarr_with_a_scale_of_all_levels(tmp_path):

@@ -32,6 +32,7 @@ from tests.data.files import (
     ome_metadata,
     png_chunk,
     png_header,
+    write_ome_parts,
     write_ome_zarr,
 )
 
@@ -522,23 +523,7 @@ def ome_of_five_axes_with_one_channel(folder):
 @read
 def ome_of_two_files(folder):
     pixels = noise((2, 40, 30), np.uint16)
-    parts = ""
-    for time in range(2):
-        parts += (
-            f'<TiffData FirstT="{time}" IFD="0" PlaneCount="1">'
-            f'<UUID FileName="a{time}.ome.tif">urn:uuid:{time}</UUID></TiffData>'
-        )
-    for time in range(2):
-        xml = (
-            '<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy'
-            f'.org/Schemas/OME/2016-06" UUID="urn:uuid:{time}"><Image ID="Image:0">'
-            '<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint16" SizeX="30" '
-            'SizeY="40" SizeC="1" SizeZ="1" SizeT="2"><Channel ID="Channel:0" '
-            f'SamplesPerPixel="1"/>{parts}</Pixels></Image></OME>'
-        )
-        options = {"description": xml, "metadata": None, "compression": "zlib"}
-        tifffile.imwrite(folder / f"a{time}.ome.tif", pixels[time], **options)
-    return folder / "a0.ome.tif", list(pixels)
+    return write_ome_parts(folder, pixels)[0], list(pixels)
 
 
 @refused

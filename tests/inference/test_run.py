@@ -16,7 +16,7 @@ from nucseg_jax.data.images import MAX_PIXELS, ImageError, read_image
 from nucseg_jax.inference import preparation
 from nucseg_jax.inference.run import Options, find_jobs, segment_files, select_shard
 from nucseg_jax.inference.segmenter import Segmenter
-from tests.data.files import write_ome_zarr
+from tests.data.files import write_ome_parts, write_ome_zarr
 from tests.helpers import disc_image
 
 
@@ -86,6 +86,25 @@ def test_a_file_may_be_named_itself(tmp_path):
 def test_folders_are_no_images(tmp_path):
     touch(tmp_path, "a.png/b.tif")
     assert named(tmp_path) == {"a.png/b.tif": "a.png/b"}
+
+
+def test_a_folder_may_be_called_like_results(tmp_path):
+    """The label image of x.png would be labels/x.tif, a folder of those of others."""
+    touch(tmp_path, "x.png", "X.tif/y.png", "z.png", "z.d/a.png")
+    assert named(tmp_path) == {
+        "x.png": "x.png",
+        "X.tif/y.png": "X.tif/y",
+        "z.png": "z",
+        "z.d/a.png": "z.d/a",
+    }
+
+
+def test_links_are_followed_once(tmp_path):
+    touch(tmp_path, "images/b/c.png", "elsewhere/d.png")
+    (tmp_path / "images/a").symlink_to(tmp_path / "images/b")
+    (tmp_path / "images/b/up").symlink_to(tmp_path / "images")
+    (tmp_path / "images/z").symlink_to(tmp_path / "elsewhere")
+    assert named(tmp_path / "images") == {"b/c.png": "b/c", "z/d.png": "z/d"}
 
 
 def test_results_below_the_images_are_no_images(tmp_path):
@@ -250,6 +269,40 @@ def test_results_of_one_folder_are_never_taken_for_those_of_another(
     assert "day 1/image_001.png under the same name" in second.error
     assert "another --output" in second.error
     assert (out / "labels/image_001.tif").read_bytes() == before
+
+
+def test_folders_that_are_named_from_inside_are_told_apart(
+    segmenter, tmp_path, monkeypatch
+):
+    for seed, day in enumerate(("day 1", "day 2")):
+        (tmp_path / day).mkdir()
+        gray, _ = disc_image(48, seed=seed, num_discs=seed + 2)
+        PIL.Image.fromarray(gray).save(tmp_path / day / "a.png")
+        monkeypatch.chdir(tmp_path / day)
+        (outcome,) = run(".", segmenter, tmp_path / "out")
+    assert "day 1/a.png under the same name" in outcome.error
+    monkeypatch.chdir(tmp_path)
+    os.utime(tmp_path / "day 1/a.png", (0, 0))
+    (again,) = run("day 1", segmenter, tmp_path / "out")
+    assert again.num_planes == 1 and not again.error
+
+
+def test_parts_of_one_image_are_segmented_once(segmenter, tmp_path):
+    (tmp_path / "images").mkdir()
+    gray = np.stack([disc_image(48, seed=seed)[0] for seed in range(3)])
+    paths = write_ome_parts(tmp_path / "images", gray.astype(np.uint16))
+    outcomes = run(tmp_path / "images", segmenter, tmp_path / "out")
+    assert [(o.num_planes, o.num_elsewhere) for o in outcomes] == [
+        (3, 0),
+        (0, 3),
+        (0, 3),
+    ]
+    assert len(list((tmp_path / "out/labels").iterdir())) == 3
+    os.utime(paths[2], (0, 0))
+    first, *_ = run(tmp_path / "images", segmenter, tmp_path / "out")
+    assert first.num_planes == 3 and not first.num_skipped
+    (alone,) = run(paths[1], segmenter, tmp_path / "alone")
+    assert alone.num_planes == 3
 
 
 def test_images_may_move_and_stay_finished(folder, segmenter, network, tmp_path):

@@ -496,6 +496,13 @@ def test_a_scale_that_cannot_be_is_an_error_that_names_the_image(segment, scale)
         segment(SCENE, scale=scale)
 
 
+def test_a_scale_is_refused_where_whole_images_are_resized(network):
+    """Sizes of nuclei would be taken for others, and nothing else would change."""
+    segment = Segmenter(network, DataConfig(framing="resize", size=32, **PLAIN))
+    with pytest.raises(ImageError, match="the image: .*a scale of 2 would change noth"):
+        segment(SCENE, scale=2.0)
+
+
 @pytest.mark.parametrize("pixel_size", [0.0, -0.5, np.nan, np.inf])
 def test_lengths_are_never_measured_by_a_pixel_without_size(segment, pixel_size):
     with pytest.raises(ValueError, match="pixel_size is .*; it must be above 0"):

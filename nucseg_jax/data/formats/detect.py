@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from nucseg_jax.data.errors import ImageError
 from nucseg_jax.data.formats import raster, tiff
-from nucseg_jax.data.formats.stacks import Stack, check_stack
+from nucseg_jax.data.formats.stacks import Stack, check_stack, name_channels_apart
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 ZARR_SUFFIX = ".zarr"
@@ -38,7 +38,7 @@ def open_stacks(
         stacks = closing.enter_context(_open(path, axes, max_pixels))
         for stack in stacks:
             check_stack(path, stack)
-        yield stacks
+        yield [name_channels_apart(stack) for stack in stacks]
 
 
 def _open(

@@ -129,8 +129,9 @@ def _pixel_size(
 ) -> float | None:
     """Side of a pixel; both the level and the whole pyramid may be scaled."""
     sizes = []
-    for name in "yx":
-        place = [axis["name"] for axis in axes].index(name)
+    letters = [_letter(axis) for axis in axes]
+    for letter in "YX":
+        place = letters.index(letter)
         scale = math.prod(
             transformation["scale"][place]
             for level in (multiscale, dataset)

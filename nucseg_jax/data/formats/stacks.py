@@ -42,6 +42,8 @@ class Stack:
       read: (index, rows, columns) -> [h, w, C]. Slices have a start and a stop within
         the picture.
       name: Tells the stacks of a file apart: "s=1"; empty if there is one.
+      files: That hold the pixels, if they are others than the file itself: an OME-TIFF
+        may be written in parts, each of which tells of all.
     """
 
     axes: str
@@ -54,6 +56,7 @@ class Stack:
     pixel_size: float | None
     read: ReadPicture
     name: str = ""
+    files: tuple[pathlib.Path, ...] = ()
 
     @property
     def counted(self) -> str:
@@ -84,6 +87,15 @@ def check_stack(path: pathlib.Path, stack: Stack) -> None:
             f"{stack.axes} {stack.lengths}; the file is damaged"
         )
     check_dtype(path, stack.dtype)
+
+
+def name_channels_apart(stack: Stack) -> Stack:
+    """Puts their numbers before the channels' names where two have the same."""
+    names = {name.casefold() for name in stack.channels}
+    if len(names) == len(stack.channels):
+        return stack
+    numbered = (f"{number}_{name}" for number, name in enumerate(stack.channels))
+    return dataclasses.replace(stack, channels=tuple(numbered))
 
 
 def squeeze(axes: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:

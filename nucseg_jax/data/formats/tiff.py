@@ -60,7 +60,7 @@ def open_tiff(
             closing.callback(pages.close)
             stack = _stack_of(path, tiff, number, pages, axes, max_pixels=max_pixels)
             name = f"s={number}" if len(numbers) > 1 else ""
-            stacks.append(dataclasses.replace(stack, name=name))
+            stacks.append(dataclasses.replace(stack, name=name, files=pages.files))
         yield stacks
 
 

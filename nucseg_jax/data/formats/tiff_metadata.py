@@ -32,12 +32,13 @@ def pixel_size(tiff: tifffile.TiffFile, series: int) -> float | None:
         sizes = _ome_sizes(tiff, series)
     elif tiff.is_imagej:
         unit = str((tiff.imagej_metadata or {}).get("unit", ""))
-        sizes = _resolution(tiff, unit)
+        sizes = _resolution(tiff.series[series], unit)
     elif tiff.is_svs:
         sizes = [_svs_size(tiff)]
     else:
         unit_code = tiff.series[series].keyframe.tags.valueof(296, 2)
-        sizes = _resolution(tiff, _RESOLUTION_UNITS.get(unit_code, ""))
+        unit = _RESOLUTION_UNITS.get(unit_code, "")
+        sizes = _resolution(tiff.series[series], unit)
     if any(size > _COARSEST_MICROSCOPE for size in sizes if size):
         return None
     return combine_sides(sizes)
@@ -72,11 +73,11 @@ def _ome_sizes(tiff: tifffile.TiffFile, series: int) -> list[float | None]:
     ]
 
 
-def _resolution(tiff: tifffile.TiffFile, unit: str) -> list[float | None]:
+def _resolution(series: tifffile.TiffPageSeries, unit: str) -> list[float | None]:
     """Sizes from the resolution tags, which hold pixels a unit."""
     sizes = []
     for code in (283, 282):  # Of Y and of X.
-        pixels, units = tiff.pages.first.tags.valueof(code, (0, 1))
+        pixels, units = series.keyframe.tags.valueof(code, (0, 1))
         sizes.append(micrometres(units / pixels, unit) if pixels else None)
     return sizes
 

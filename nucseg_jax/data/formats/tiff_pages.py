@@ -77,6 +77,7 @@ class Pages:
         self.samples = planes * contiguous
         self.count = math.prod(series.shape) // max(math.prod(page.shape), 1)
         self._path = path
+        self._folder = series.parent.filehandle.dirname
         self._keyframe = page
         self._planes = planes
         self._contiguous = contiguous
@@ -114,6 +115,17 @@ class Pages:
             for plane in range(self._planes)
         ]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+
+    @property
+    def files(self) -> tuple[pathlib.Path, ...]:
+        """The files that the pages lie in, in their order."""
+        handles = {page.parent.filehandle: None for page in self._pages}
+        return tuple(
+            self._path.with_name(handle.name)
+            if handle.dirname == self._folder
+            else pathlib.Path(handle.path)
+            for handle in handles
+        )
 
     def close(self) -> None:
         """Forgets decoded blocks; reading is an error from now on."""

@@ -15,6 +15,7 @@ from nucseg_jax.inference.outputs.pictures import (
 )
 from nucseg_jax.inference.outputs.products import (
     PRODUCTS,
+    SUFFIXES,
     Product,
     check_save,
     create_writers,
@@ -31,6 +32,7 @@ from nucseg_jax.inference.outputs.writer import Writer, WriterGroup
 __all__ = [
     "OUTLINE_COLOUR",
     "PRODUCTS",
+    "SUFFIXES",
     "Product",
     "SummaryError",
     "Writer",

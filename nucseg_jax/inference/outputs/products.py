@@ -118,6 +118,14 @@ _THUMBNAIL = Product(
 )
 
 
+# Of the files of results.
+SUFFIXES = frozenset(
+    {p.suffix for p in (*PRODUCTS, _THUMBNAIL)}
+    | {p.streamed_suffix for p in PRODUCTS if p.streamed_suffix}
+    | {summaries.SUFFIX}
+)
+
+
 def check_save(save: Sequence[str]) -> None:
     """Checks names of products.
 

@@ -94,7 +94,7 @@ class Writer(contextlib.AbstractContextManager):
     def publish(self) -> None:
         """Gives the complete file its name, in place of an older one."""
         with files.naming(self.path):
-            if self.path.is_dir():
+            if self._temporary.is_dir() and self.path.is_dir():
                 files.remove(self.path)
             os.replace(self._temporary, self.path)
 
@@ -135,7 +135,7 @@ class Writer(contextlib.AbstractContextManager):
 
 
 class WriterGroup(contextlib.AbstractContextManager):
-    """Several writers as one: all files of a plane get their names, or none does."""
+    """Several writers as one: the last file of a plane is there once all others are."""
 
     def __init__(self, writers: Sequence[Writer]):
         self.writers = tuple(writers)
