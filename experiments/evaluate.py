@@ -2,10 +2,10 @@
 
     python -m experiments.evaluate --checkpoint=runs/demo
 
-Data and split are those of the training unless others are named. The output folder,
-by default CHECKPOINT/evaluation_SUBSET, gets metrics.json, predictions.png, and
-average_precision.png if the truth tells nuclei apart (label images do, masks do not);
-report.html shows them all on one page.
+Data and split are those of the training unless others are named; networks that were
+exported do not tell theirs. The output folder, by default CHECKPOINT/evaluation_SUBSET,
+gets metrics.json, predictions.png, and average_precision.png if the truth tells nuclei
+apart (label images do, masks do not); report.html shows them all on one page.
 """
 
 from __future__ import annotations
@@ -65,8 +65,7 @@ def main() -> None:
     examples = get_subset(data, subsets, _SUBSET.value)
     print(start_device())
     print(describe_subsets(data, subsets))
-    if not shared.given(shared.DATA_SETTINGS):
-        warn_if_changed(examples)
+    warn_of_data(examples)
     segmenter = make_segmenter(
         model, variables, config, mode=_MODE.value or None, tta=int(_TTA.value)
     )
@@ -81,11 +80,18 @@ def main() -> None:
     write_results(segmenter, evaluation, about, output_folder())
 
 
-def warn_if_changed(examples: list[Example]) -> None:
-    """Tells if these are no longer the files that the run was trained with."""
+def warn_of_data(examples: list[Example]) -> None:
+    """Tells if these are not, or may not be, the files of the training's subset."""
     before = read_fingerprints(pretrained.resolve(_CHECKPOINT.value))
     wanted = before.get(_SUBSET.value)
-    if wanted and wanted != fingerprint(examples):
+    if not before:
+        print(
+            f"WARNING: {_CHECKPOINT.value} was exported and does not tell from which "
+            "images it learned: none of them may be among these"
+        )
+    elif shared.given(shared.DATA_SETTINGS):
+        return
+    elif wanted and wanted != fingerprint(examples):
         print(
             f"WARNING: images or truth of {_SUBSET.value} have changed since training; "
             "these numbers do not compare with the run's own"

@@ -1,6 +1,7 @@
 """Measures each head of a network by itself: accuracy, time and size of fast mode.
 
-    python -m experiments.heads --checkpoint=small --data_dir=FOLDER --name=small
+    python -m experiments.heads --checkpoint=small --data_dir=FOLDER \\
+        --split=grouped_split --name=small
 
 As the UNet++ paper does for its pruned networks: the further to the right a head
 stands, the more of the network it needs. Writes heads_NAME.json and heads_NAME.png into

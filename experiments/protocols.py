@@ -15,7 +15,8 @@ import tqdm
 
 from experiments import training_run
 from experiments.device import describe_machine
-from nucseg_jax.checkpoints import without_paths
+from nucseg_jax import pretrained
+from nucseg_jax.checkpoints import read_fingerprints, without_paths
 from nucseg_jax.config import Config
 from nucseg_jax.data.index import Example, get_subset, load_subsets
 from nucseg_jax.evaluation.evaluate import evaluate
@@ -32,11 +33,13 @@ class Protocol:
       data: Settings of the data that the protocol prescribes.
       subset: Which part is scored.
       score_size: Side to which truth and prediction are brought; 0 = their own.
+      has_labels: Whether the truth must tell nuclei apart.
     """
 
     data: Mapping[str, Any]
     subset: str
     score_size: int
+    has_labels: bool = False
 
 
 # Binary masks tell no nuclei apart, so networks learn the foreground alone from them.
@@ -44,7 +47,9 @@ _MASKS = {"truth": "masks", "targets": ("foreground",)}
 PROTOCOLS = {
     "original": Protocol({"split": "original_split", **_MASKS}, "val", 256),
     "literature": Protocol({"split": "random_split", **_MASKS}, "test", 256),
-    "grouped": Protocol({"split": "grouped_split", "truth": "auto"}, "test", 0),
+    "grouped": Protocol(
+        {"split": "grouped_split", "truth": "auto"}, "test", 0, has_labels=True
+    ),
 }
 
 
@@ -72,12 +77,25 @@ def measure(
 
     Returns:
       What was measured, on what and by which settings, for JSON.
+
+    Raises:
+      ValueError: If the data are not those of the protocol, or the network that runs
+        shall begin with learned from others.
     """
     rules = PROTOCOLS[protocol]
     rules = dataclasses.replace(rules, subset=subset or rules.subset)
     config = _replace(config, "data", **rules.data)
     # Before hours of training.
-    examples = get_subset(config.data, load_subsets(config.data), rules.subset)
+    if not config.data.data_dir:
+        raise ValueError("a protocol needs --data_dir, the folder of the Bowl's images")
+    subsets = load_subsets(config.data)
+    examples = get_subset(config.data, subsets, rules.subset)
+    if rules.has_labels and examples[0].kind == "mask":
+        raise ValueError(
+            f"{config.data.data_dir}: has no labels/, which the protocol {protocol} "
+            "needs: binary masks do not tell nuclei apart"
+        )
+    _check_beginning(config, subsets["train"])
     seeds = range(config.train.seed, config.train.seed + num_runs)
     runs = [
         _measure_run(
@@ -101,6 +119,19 @@ def measure(
     }
 
 
+def _check_beginning(config: Config, examples: list[Example]) -> None:
+    """Refuses to begin with a network that may know the images that are scored."""
+    init = config.train.init
+    if not init:
+        return
+    known = read_fingerprints(pretrained.resolve(init)).get("train")
+    if known != training_run.take_fingerprint("train", examples):
+        raise ValueError(
+            f"--init={init}: did not learn from the training images of this protocol, "
+            "or does not tell, and may know those that are scored"
+        )
+
+
 def _measure_run(
     config: Config,
     workdir: pathlib.Path,
@@ -120,8 +151,8 @@ def _measure_run(
     ).to_dict()
     del scores["images"]
     # A run that began with another one took that one's time, too.
-    before = pathlib.Path(config.train.init)
-    began_with = [before] if (before / "history.csv").is_file() else []
+    init = config.train.init
+    began_with = [pathlib.Path(init)] if init else []
     return {
         "seed": config.train.seed,
         "train_s": _read_seconds([*began_with, workdir]),

@@ -67,7 +67,8 @@ def reproduce(stop: StopRequest) -> None:
         workdir=pathlib.Path(_WORKDIR.value) / f"{protocol}_{name}",
         stop=stop,
     )
-    kind = "validation" if _SUBSET.value == "val" else "accuracy"
+    is_prescribed = measured["subset"] == protocols.PROTOCOLS[protocol].subset
+    kind = "accuracy" if is_prescribed else "validation"
     path = pathlib.Path(_RESULTS.value) / f"{kind}_{protocol}_{name}.json"
     text = json.dumps({"name": name} | measured, indent=2)
     with replacing(path) as temporary:

@@ -1,5 +1,6 @@
 """What the program for evaluation writes, with a network whose answers are known."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -7,11 +8,12 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from nucseg_jax.config import DataConfig, DecodingConfig
+from nucseg_jax.config import DataConfig, DecodingConfig, ModelConfig
 from nucseg_jax.data.index import find_examples
 from nucseg_jax.evaluation.evaluate import evaluate
 from nucseg_jax.inference.segmenter import Segmenter
-from tests.helpers import write_disc_dataset
+from tests.helpers import TINY_FEATURES, write_disc_dataset
+from tests.test_checkpoints import CONFIG, create_state, save
 
 
 @pytest.fixture
@@ -73,6 +75,46 @@ def test_masks_give_pixel_metrics_and_their_picture(load_program, segmenter, tmp
     assert metrics["instances"] is None
     assert metrics["pooled"]["iou"] > 0.8
     size_of(out / "predictions.png")
+
+
+def test_thresholds_are_tuned_on_validation_whatever_is_scored(
+    load_program, tmp_path, monkeypatch
+):
+    data = tmp_path / "data"
+    write_disc_dataset(data, num_images=6, side=24)
+    rows = (f"{k:03},{s}" for k, s in enumerate(["train", "val", "val"] + 3 * ["test"]))
+    (data / "index.csv").write_text("\n".join(["id,split", *rows]) + "\n")
+    config = dataclasses.replace(
+        CONFIG,
+        data=dataclasses.replace(CONFIG.data, data_dir=str(data), split="split"),
+        model=ModelConfig(features=TINY_FEATURES),
+    )
+    save(tmp_path / "run", create_state(config), step=1, iou=0.5, config=config)
+    program = load_program(
+        "evaluate",
+        f"--checkpoint={tmp_path / 'run'}",
+        "--subset=test",
+        "--threshold=tuned",
+    )
+    tuned, tune = [], program.tune_threshold
+    monkeypatch.setattr(
+        program,
+        "tune_threshold",
+        lambda segmenter, examples, **options: tune(
+            segmenter, keep(examples, tuned), **options
+        ),
+    )
+    program.main()
+    assert tuned == ["001", "002"]
+    results = tmp_path / "run" / "evaluation_test" / "metrics.json"
+    scored = json.loads(results.read_text())["images"]
+    assert list(scored) == ["003", "004", "005"]
+
+
+def keep(examples, ids):
+    for example in examples:
+        ids.append(example.id)
+        yield example
 
 
 def test_panels_show_what_was_scored(load_program, segmenter, tmp_path, monkeypatch):

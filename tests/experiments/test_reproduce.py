@@ -3,13 +3,14 @@
 import csv
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
 import pytest
 
 from experiments import protocols, tables
-from nucseg_jax.config import Config, DataConfig
+from nucseg_jax.config import Config, DataConfig, TrainConfig
 from nucseg_jax.data.index import DatasetError
 from nucseg_jax.training.stopping import StopRequest
 from tests.helpers import write_disc_dataset
@@ -130,20 +131,41 @@ def test_numbers_are_written_as_in_papers():
     assert tables._spread([1.0], 3) == "1.000"
 
 
+def measure(data_dir, workdir, protocol="grouped", **train):
+    config = Config(data=DataConfig(data_dir=str(data_dir)), train=TrainConfig(**train))
+    return protocols.measure(
+        protocol, config, subset=None, num_runs=1, workdir=workdir, stop=StopRequest()
+    )
+
+
 def test_a_subset_that_is_empty_is_told_before_any_training(bowl, tmp_path):
     with open(bowl / "index.csv", "w") as file:
         file.write("id,grouped_split\n" + "".join(f"{k:03},train\n" for k in range(5)))
         file.write("005,val\n")
-    config = Config(data=DataConfig(data_dir=str(bowl)))
     with pytest.raises(
         DatasetError, match=r"no test images \(split by grouped_split\)"
     ):
-        protocols.measure(
-            "grouped",
-            config,
-            subset=None,
-            num_runs=1,
-            workdir=tmp_path / "runs",
-            stop=StopRequest(),
-        )
+        measure(bowl, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+def test_data_of_no_protocol_are_told_before_any_training(bowl, tmp_path):
+    with pytest.raises(ValueError, match="a protocol needs --data_dir"):
+        measure("", tmp_path / "runs")
+    shutil.rmtree(bowl / "labels")
+    with pytest.raises(ValueError, match="has no labels/, which the protocol grouped"):
+        measure(bowl, tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_network_that_may_know_the_test_images_is_refused(reproduce, bowl, tmp_path):
+    with pytest.raises(ValueError, match="--init=small: did not learn from the train"):
+        measure(bowl, tmp_path / "runs", init="small")
+    assert not (tmp_path / "runs").exists()
+    reproduce("grouped", bowl, 1)
+    before = tmp_path / "runs" / "grouped_tiny" / "seed_0"
+    longer = reproduce("grouped", bowl, 1, f"--init={before}", name="longer")
+    assert len(longer["runs"]) == 1
+    shutil.copy(bowl / "images" / "001.png", bowl / "images" / "000.png")
+    with pytest.raises(ValueError, match="did not learn from the training images"):
+        measure(bowl, tmp_path / "again", init=str(before))
