@@ -49,12 +49,19 @@ _PARTS = flags.DEFINE_list(
 _OUTPUT = shared.output("JSON file to write.", required=False)
 shared.define_settings("data", "model", "train")
 
+_ALL_PARTS = {"train", "infer", "fast", "loader", "operations"}
 _LOADER_SECONDS = 4.0
 
 
 def main() -> None:
     """Measures, prints, writes."""
     config = shared.config_from_flags()
+    unknown = set(_PARTS.value) - _ALL_PARTS
+    if unknown:
+        raise ValueError(
+            f"cannot measure {', '.join(sorted(unknown))}; choose from "
+            f"{', '.join(sorted(_ALL_PARTS))}"
+        )
     print(describe_device())
     about = machine(config)
     rows: list[dict] = []
@@ -106,7 +113,7 @@ def measure_network(config: Config, batch_size: int) -> list[dict]:
     for _ in tqdm.trange(_REPEATS.value, desc=f"batch {batch_size}", unit="repeat"):
         for name, (run, _) in timers.items():
             ours[name].append(measure.fastest(run, _STEPS.value) / batch_size)
-        if _PEER.value:
+        if _PEER.value and timers.keys() & theirs.keys():
             peer = ask_peer(config, batch_size)
             for name in theirs:
                 theirs[name].append(float(peer[f"{name}_s_per_image"]))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import pathlib
 import re
 import socket
@@ -29,6 +30,7 @@ from experiments.benchmarks import measure
 from experiments.device import describe_machine
 from nucseg_jax.checkpoints import create_model
 from nucseg_jax.config import Config
+from nucseg_jax.files import replacing
 from nucseg_jax.network.sharding import BATCH_AXIS
 from nucseg_jax.training import losses, optim, state, step
 from nucseg_jax.training.history import read_history
@@ -45,6 +47,8 @@ _SHAPE = re.compile(r"(f32|bf16|s32|pred)\[([\d,]*)\]")
 def main() -> None:
     """Measures, prints, writes."""
     config = shared.config_from_flags()
+    os.environ["JAX_PLATFORMS"] = "cpu"  # Of the processes that are started.
+    jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 2)
     rates: dict[int, list[float]] = {1: [], 2: []}
     for _ in range(_REPEATS.value):
@@ -68,9 +72,8 @@ def main() -> None:
         f"over all devices, {num_bytes / 2**20:.2f} MiB"
     )
     if _OUTPUT.value:
-        path = pathlib.Path(_OUTPUT.value)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        with replacing(pathlib.Path(_OUTPUT.value)) as temporary:
+            temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def train(config: Config, number: int) -> float:
@@ -78,9 +81,9 @@ def train(config: Config, number: int) -> float:
     batch_size = config.train.batch_size * number
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "experiments.train", f"--workdir={folder}/run"]
-        command += [f"--features={','.join(map(str, config.model.features))}"]
-        command += [f"--size={config.data.size}", f"--batch_size={batch_size}"]
-        command += [f"--dtype={config.model.dtype}"]
+        given = shared.given(shared.SETTINGS)
+        command += [flags.FLAGS[name].serialize() for name in given]
+        command += [f"--batch_size={batch_size}"]
         command += [f"--steps_per_epoch={_STEPS.value}", "--num_epochs=2"]
         processes = [
             subprocess.Popen(
@@ -90,7 +93,7 @@ def train(config: Config, number: int) -> float:
             )
             for rank, told in enumerate(tell_of_each_other(number))
         ]
-        if any(process.wait() for process in processes):
+        if any([process.wait() for process in processes]):
             raise OSError(f"a training failed: {' '.join(command)}")
         seconds = read_history(pathlib.Path(folder, "run", "history.csv"))[1]["seconds"]
     return _STEPS.value * batch_size / seconds

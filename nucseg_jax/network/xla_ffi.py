@@ -8,6 +8,7 @@ version 0 of that interface, as far as a handler reads them.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import ctypes
 from collections.abc import Callable
 from typing import Any
@@ -136,8 +137,9 @@ def _keep_client() -> None:
     XLA's threads cannot call into Python then, so that these programs never end. JAX's
     client would wait for them when it is taken down: it stays, and the process goes.
     """
-    client = jax.local_devices(backend="cpu")[0].client
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(client))
+    with contextlib.suppress(RuntimeError):  # JAX_PLATFORMS may leave out the CPU.
+        client = jax.local_devices(backend="cpu")[0].client
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(client))
 
 
 def _handle(frame: _Frame, function: Callable[[list[Address]], None]) -> int | None:
