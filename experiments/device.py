@@ -55,9 +55,17 @@ def describe_machine() -> dict[str, Any]:
         "processor": _processor(),
         "instructions": _instructions(),
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+        "versions": {name: _version(name) for name in _PACKAGES},
         "commit": _commit(),
     }
+
+
+def _version(package: str) -> str:
+    """Names the installed version; "" if there is none: not all parts need all."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _commit() -> str:
@@ -104,7 +112,8 @@ def _kernels() -> str:
 def idle_gpu() -> str:
     """Says how to use a GPU that the machine has and JAX does not; else empty."""
     visible = pathlib.Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi")
-    if not visible or jax.default_backend() != "cpu":
+    is_wanted = os.environ.get("JAX_PLATFORMS", "") != "cpu"
+    if not (visible and is_wanted) or jax.default_backend() != "cpu":
         return ""
     return (
         "there is an NVIDIA GPU, but JAX runs on the CPU. Install the GPU build: "

@@ -70,15 +70,17 @@ def check_cv2() -> list[str]:
 
 
 def check_device() -> list[str]:
-    """Prints the device and runs one product on it."""
+    """Prints the device and runs one convolution on it."""
     try:
+        import jax
         import jax.numpy as jnp
 
         from experiments.device import describe_device
 
         print(describe_device())
-        ones = jnp.ones((64, 64))
-        if float((ones @ ones)[0, 0]) != 64.0:
+        image, kernel = jnp.ones((1, 64, 8, 8)), jnp.ones((4, 64, 3, 3))
+        result = jax.lax.conv(image, kernel, (1, 1), "VALID")
+        if float(result.min()) != 576.0 or float(result.max()) != 576.0:
             return ["the device computes wrongly"]
     except (ImportError, RuntimeError) as error:
         return [f"JAX cannot use its device ({error})"]
@@ -101,7 +103,7 @@ def check_networks() -> list[str]:
         from nucseg_jax import pretrained
 
         for name in pretrained.NAMES:
-            print(f"network in the box: {pretrained.resolve(name).name}, whole")
+            print(f"network in the box: {pretrained.find(name).name}, whole")
     except (ImportError, ValueError) as error:
         return [str(error)]
     return []

@@ -13,6 +13,7 @@ import pathlib
 from experiments import flags as shared
 from nucseg_jax import pretrained
 from nucseg_jax.checkpoints import export_for_inference
+from nucseg_jax.files import replacing
 
 _CHECKPOINT = shared.checkpoint("Folder of a trained run.")
 _OUTPUT = shared.output("Folder to write; must not exist.")
@@ -21,8 +22,11 @@ _OUTPUT = shared.output("Folder to write; must not exist.")
 def main() -> None:
     """Writes the folder and tells its size."""
     folder = pathlib.Path(_OUTPUT.value)
-    export_for_inference(_CHECKPOINT.value, folder)
-    pretrained.write_sums(folder)
+    if folder.exists():
+        raise ValueError(f"{folder}: exists; delete it or name another folder")
+    with replacing(folder) as temporary:
+        export_for_inference(_CHECKPOINT.value, temporary)
+        pretrained.write_sums(temporary)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {size / 1e6:.1f} MB")
 

@@ -39,6 +39,15 @@ def resolve(checkpoint: str | os.PathLike | None) -> pathlib.Path:
     path = pathlib.Path(name)
     if checkpoint and (name not in NAMES or path.is_dir()):
         return path
+    return find(name)
+
+
+def find(name: str) -> pathlib.Path:
+    """Returns the package's own folder of one of `NAMES`.
+
+    Raises:
+      CheckpointError: If it is damaged.
+    """
     folder = pathlib.Path(__file__).parent / name
     check_sums(folder)
     return folder
