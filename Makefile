@@ -4,6 +4,7 @@
 #   make test-pythons  the tests under each Python found (PYTHONS="python3.12 ...")
 #   make test-minimum  the tests with the oldest versions that pyproject.toml allows
 #   make check  format, lint, types  make lock        newest versions into the lock
+#   make clean  removes what set-up installed; runs/ stays
 # make lock UPGRADE= keeps the versions that pyproject.toml still allows.
 # EXTRA=cuda12 (or cuda13) installs the GPU build; PYTHON=python3.12 picks another Python.
 PYTHON ?= python3
@@ -81,4 +82,4 @@ lock: $(READY)
 	    -o requirements$${extra:+-$$extra}.lock > /dev/null; done
 
 clean:
-	rm -rf $(VENV) .venv-* runs
+	rm -rf $(VENV) .venv-*
