@@ -80,6 +80,19 @@ def test_two_processes_train_the_model_of_one_and_survive_a_restart(folder):
     assert_close(folder, "one", "two")
 
 
+def test_two_devices_of_one_process_train_the_model_of_one(folder):
+    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    for epochs in (1, 2):
+        training = start(
+            folder, "local", *SETTINGS, f"--num_epochs={epochs}", **devices
+        )
+        code, told = finish(training)
+        assert code == 0, told
+        assert "device: 2 x CPU" in told
+    assert "after epoch 1" in told
+    assert_close(folder, "one", "local")
+
+
 def test_a_kubernetes_job_that_cannot_ask_says_what_is_missing(folder):
     pod = start(folder, "pod", "--num_epochs=1", JOB_COMPLETION_INDEX="0")
     code, told = finish(pod)

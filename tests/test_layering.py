@@ -85,7 +85,7 @@ def test_library_knows_no_programs_and_prints_nothing(path):
 
 
 @pytest.mark.parametrize(
-    "path", sorted((LIBRARY / "data").glob("*.py")), ids=lambda p: p.name
+    "path", sorted((LIBRARY / "data").rglob("*.py")), ids=lambda p: p.name
 )
 def test_data_needs_no_jax(path):
     """Loader processes start fast and never touch the accelerator."""

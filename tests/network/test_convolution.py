@@ -128,7 +128,8 @@ def test_gradients_are_those_of_the_value():
 
 
 @pytest.mark.parametrize("case", ["several inputs", "more features than channels"])
-def test_bfloat16_is_rounded_once_not_summed_in_bfloat16(case):
+def test_products_of_bfloat16_are_summed_in_float32(case):
+    """Rounded is the result, once for each input: no more than that is allowed."""
     args = draw(case, jnp.bfloat16)
     exact = [jax.tree.map(lambda a: a.astype(jnp.float32), x) for x in args]
     result = jax.jit(convolution.convolve)(*args)

@@ -97,7 +97,7 @@ def convolve(x, kernel):
     )
 
 
-def test_training_moves_statistics_and_inference_does_not():
+def test_training_moves_statistics():
     model = UNetPlusPlus(TINY_FEATURES, batch_norm_momentum=0.9)
     variables = random_variables(model)
     image = jax.random.uniform(jax.random.key(3), (2, 8, 8, 3))
@@ -106,8 +106,6 @@ def test_training_moves_statistics_and_inference_does_not():
         v["batch_stats"]["x_0_0"]["BatchNorm_0"]["mean"] for v in (variables, updated)
     )
     assert np.abs(after - before).max() > 0
-    infer = jax.jit(model.apply)
-    np.testing.assert_array_equal(infer(variables, image), infer(variables, image))
 
 
 def test_combined_probability_is_the_mean_of_the_heads():

@@ -212,9 +212,16 @@ def test_a_stop_during_validation_saves_the_whole_epoch():
 
 
 def test_a_stop_before_the_first_step_saves_nothing():
+    saved = []
     with StopRequest() as stop, pytest.raises(Stopped):
         os.kill(os.getpid(), signal.SIGTERM)
-        fit_batches(create_state(), number_batches(), stop=stop, save_progress=None)
+        fit_batches(
+            create_state(),
+            number_batches(),
+            stop=stop,
+            save_progress=lambda *args: saved.append(args),
+        )
+    assert not saved
 
 
 def test_batches_that_are_not_finite_are_skipped_and_counted():
