@@ -170,7 +170,8 @@ def fit(
       begin: Of the epoch in which the state stands; None at the border of one.
       stop: Asked before each step, and after the last one of an epoch.
       save_progress: Called with the state before `Stopped` is raised.
-      max_skipped: Batches in a row whose loss or gradients may be not finite.
+      max_skipped: Batches in a row, within an epoch, whose loss or gradients may be not
+        finite.
 
     Returns:
       The final state.
