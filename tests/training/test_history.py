@@ -1,3 +1,5 @@
+from tensorboardX.proto.event_pb2 import Event
+
 from nucseg_jax.training.history import History, read_history
 
 
@@ -57,8 +59,21 @@ def test_tensorboard_events_hold_the_numbers(tmp_path):
     history = History(tmp_path)
     history.append(row(0, loss=0.125))
     history.close()
-    (events,) = (tmp_path / "tensorboard").iterdir()
-    assert b"train_loss" in events.read_bytes()
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    told = [
+        (value.tag, event.step, value.simple_value)
+        for event in read_events(file.read_bytes())
+        for value in event.summary.value
+    ]
+    assert told == [("train_loss", 10, 0.125)]
+
+
+def read_events(records):
+    """Each record: length in 8 bytes, 4 bytes of sum, the event, 4 bytes of sum."""
+    while records:
+        length = int.from_bytes(records[:8], "little")
+        yield Event.FromString(records[12 : 12 + length])
+        records = records[16 + length :]
 
 
 def test_no_file_is_no_history(tmp_path):
