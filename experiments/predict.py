@@ -137,16 +137,16 @@ def tell(outcomes: list[Outcome], failed: list[Outcome], folder: pathlib.Path) -
     done = len(outcomes) - len(failed)
     planes = sum(outcome.num_planes for outcome in outcomes)
     skipped = sum(outcome.num_skipped for outcome in outcomes)
-    elsewhere = sum(outcome.num_elsewhere for outcome in outcomes)
+    parts = sum(outcome.num_elsewhere > 0 for outcome in outcomes)
     nuclei = sum(outcome.num_nuclei for outcome in outcomes)
     print(
         f"{done} of {len(outcomes)} files: {planes} images with {nuclei:,} nuclei"
         f"{f', {skipped} finished before' if skipped else ''} -> {folder}"
     )
-    if elsewhere:
+    if parts:
         print(
-            f"{elsewhere} images lie in several files (OME-TIFF): each was segmented "
-            "once, with the file in which it begins"
+            f"{parts} of the files are parts of an OME-TIFF that begins in another "
+            "file, with which their images are segmented"
         )
     for outcome in failed:
         print(f"error: {outcome.error}", file=sys.stderr)

@@ -40,8 +40,8 @@ class Plane:
       segmented: Which channels the network sees: one as gray, or three as red, green
         and blue.
       pixel_size: Micrometres a pixel; None = unknown.
-      files: That hold the pixels: more than the one file where an OME-TIFF was written
-        in parts, each of which opens as the whole; none for arrays.
+      files: That hold the pixels, links resolved, if they are several: an OME-TIFF may
+        be written in parts, each of which opens as the whole.
     """
 
     path: pathlib.Path
@@ -209,7 +209,7 @@ def _planes_of(
             channels=stack.channels,
             segmented=segmented,
             pixel_size=stack.pixel_size,
-            files=stack.files or (path,),
+            files=stack.files,
             _read=functools.partial(stack.read, index),
         )
 

@@ -35,7 +35,14 @@ from nucseg_jax.inference.blocks import Block, Blocks, assemble, claim
 from nucseg_jax.inference.outputs.labels_zarr import CHUNK
 from nucseg_jax.inference.outputs.nuclei import Nuclei
 from nucseg_jax.inference.outputs.tables import format_rows
-from nucseg_jax.inference.run import Job, Options, describe, open_job, take_stamp
+from nucseg_jax.inference.run import (
+    Job,
+    Options,
+    describe,
+    is_own,
+    open_job,
+    take_stamp,
+)
 from nucseg_jax.inference.segmenter import Segmenter, choose_halo, make_segmenter
 from nucseg_jax.inference.streams import PlaneInfo, Window
 
@@ -80,6 +87,7 @@ class Description:
     Attributes:
       info: What outputs need to know.
       suffix: Of the names of its results.
+      is_own: Whether it is left to this file, see `run.is_own`.
       scale: By which the network sees it resized.
       halo: Pixels around a block.
       normalization: Of the network.
@@ -88,6 +96,7 @@ class Description:
 
     info: PlaneInfo
     suffix: str
+    is_own: bool
     scale: float
     halo: int
     normalization: str
@@ -142,6 +151,7 @@ def describe_planes(job: Job, options: Options, network: Network) -> list[Descri
                 Description(
                     info=describe(job, plane, segmenter.targets, stamp),
                     suffix=plane.suffix,
+                    is_own=is_own(job, plane),
                     scale=scale,
                     halo=choose_halo(scale),
                     normalization=segmenter.normalization,

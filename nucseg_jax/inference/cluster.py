@@ -81,8 +81,10 @@ def segment_image(
     run = _Run(client, network, pathlib.Path(output).absolute(), side, tell_progress)
     options = dataclasses.replace(options, save=SAVE)
     planes = run.do(job, block_tasks.describe_planes, job, options, network)
-    outcome = Outcome(job)
+    outcome = Outcome(job, num_elsewhere=sum(not plane.is_own for plane in planes))
     for index, plane in enumerate(planes):
+        if not plane.is_own:
+            continue
         name = job.name.with_name(job.name.name + plane.suffix)
         if is_done(run.output, name, plane.info, SAVE):
             outcome = dataclasses.replace(outcome, num_skipped=outcome.num_skipped + 1)

@@ -6,6 +6,7 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import itertools
 import os
 import pathlib
 import threading
@@ -220,8 +221,10 @@ class _Run:
         outcome = Outcome(job)
         try:
             with open_job(job, self._options) as planes:
-                stamp = take_stamp(job.image, planes)
-                for plane in planes:
+                own = [plane for plane in planes if is_own(job, plane)]
+                outcome = Outcome(job, num_elsewhere=len(planes) - len(own))
+                stamp = take_stamp(job.image, own)
+                for plane in own:
                     outcome = self._count_plane(outcome, plane, stamp)
         except ImageError as error:
             return dataclasses.replace(outcome, error=str(error))
@@ -229,8 +232,6 @@ class _Run:
 
     def _count_plane(self, outcome: Outcome, plane: Plane, stamp: str) -> Outcome:
         job = outcome.job
-        if not job.is_alone and _owner(plane) != job.image:
-            return dataclasses.replace(outcome, num_elsewhere=outcome.num_elsewhere + 1)
         name = job.name.with_name(job.name.name + plane.suffix)
         if self._claims.setdefault(name, job) is not job:
             raise ImageError(
@@ -287,6 +288,21 @@ def open_job(job: Job, options: Options) -> Iterator[list[Plane]]:
         yield planes
 
 
+def is_own(job: Job, plane: Plane) -> bool:
+    """Tells whether a plane is left to its file, and not to another of the folder.
+
+    Each part of an OME-TIFF in several files may open as the whole: its planes are
+    those of the first part that is found beside the file.
+    """
+    if job.is_alone:
+        return True
+    for part in plane.files:
+        beside = job.image.with_name(part.name)
+        if can_open(beside) and beside.exists() and beside.samefile(part):
+            return beside.samefile(job.image)
+    return True
+
+
 def take_stamp(image: pathlib.Path, planes: Iterable[Plane]) -> str:
     """Tells size and last change of the files that hold planes, all together.
 
@@ -296,7 +312,9 @@ def take_stamp(image: pathlib.Path, planes: Iterable[Plane]) -> str:
     Raises:
       ImageError: If it cannot be looked at.
     """
-    parts = {part for plane in planes for part in plane.files} | {image}
+    # Planes of one series share them.
+    shared = {id(plane.files): plane.files for plane in planes}
+    parts = {image, *itertools.chain(*shared.values())}
     try:
         inside = (
             os.path.join(folder, name)
@@ -353,28 +371,19 @@ def _check_name_is_free(
             )
 
 
-def _owner(plane: Plane) -> pathlib.Path:
-    """The file of a folder whose results a plane's are: the first that holds pixels.
-
-    Every part of an OME-TIFF in several files opens as the whole.
-    """
-    beside = (part for part in plane.files if part.parent == plane.path.parent)
-    return next(filter(can_open, beside), plane.path)
-
-
 def _walk_images(root: pathlib.Path) -> Iterator[pathlib.PurePath]:
     """Yields the images below a folder, relative to it; hidden ones are left out."""
 
     def refuse(error: OSError) -> None:
         raise ImageError(f"{error.filename}: cannot be searched ({error.strerror})")
 
-    seen = set()
+    top, seen = os.path.realpath(root), set()
     for folder, subfolders, names in os.walk(root, onerror=refuse, followlinks=True):
         if (place := os.path.realpath(folder)) in seen:  # Links may lead in circles.
             subfolders.clear()
             continue
         seen.add(place)
-        subfolders.sort(key=lambda name: os.path.islink(os.path.join(folder, name)))
+        subfolders.sort()
         found = [name for name in subfolders if _is_zarr(name)]
         # An OME-Zarr is a folder, and one image.
         subfolders[:] = [
@@ -382,11 +391,18 @@ def _walk_images(root: pathlib.Path) -> Iterator[pathlib.PurePath]:
             for name in subfolders
             if name not in found
             and name[0] != "."
+            and not _leads_inside(os.path.join(folder, name), top)
             and not outputs.holds_results(pathlib.Path(folder, name))
         ]
         found += [name for name in names if can_open(pathlib.Path(name))]
         for name in found:
             yield pathlib.PurePath(folder, name).relative_to(root)
+
+
+def _leads_inside(path: str, top: str) -> bool:
+    """Tells if a path is a link to a folder below `top`, which is found anyway."""
+    target = pathlib.Path(os.path.realpath(path))
+    return os.path.islink(path) and target.is_relative_to(top)
 
 
 def _is_zarr(folder: str) -> bool:
@@ -400,8 +416,8 @@ def _name_results(paths: Sequence[pathlib.PurePath]) -> list[pathlib.PurePath]:
     """
     short = [path.with_suffix("") for path in paths]
     folders = {folder for path in paths for folder in path.parents if folder.name}
-    in_the_way = [f.with_suffix("") for f in folders if f.suffix in outputs.SUFFIXES]
-    taken = [*short, *paths, *in_the_way]
+    alike = [f for f in folders if f.suffix.lower() in outputs.SUFFIXES]
+    taken = [*short, *paths, *(folder.with_suffix("") for folder in alike)]
     uses = collections.Counter(str(path).casefold() for path in taken)
     return [
         name if uses[str(name).casefold()] == 1 else path

@@ -529,10 +529,14 @@ def test_channels_of_one_name_are_told_apart(tmp_path):
     names = ["Fluor", "fluor", "BF"]
     path = ome_tiff(tmp_path, noise((3, 70, 50)), axes="CYX", Channel={"Name": names})
     with open_planes(path, channel="2") as (plane,):
-        assert plane.channels == ("0_Fluor", "1_fluor", "2_BF")
+        assert plane.channels == ("0_Fluor", "1_fluor", "BF")
     with pytest.raises(ImageError, match="no --channel=Fluor, but 0 = 0_Fluor, 1 = 1"):
         with open_planes(path, channel="Fluor"):
             pass
+    names = ["a", "a", "0_a"]
+    path = ome_tiff(tmp_path, noise((3, 70, 50)), axes="CYX", Channel={"Name": names})
+    with open_planes(path, channel="2") as (plane,):
+        assert plane.channels == ("0_a", "1_a", "2_0_a")
 
 
 @pytest.mark.parametrize("channel", ("4", "RFP", "0,1,9", "-1", "", "0,,1"))

@@ -90,21 +90,56 @@ def test_folders_are_no_images(tmp_path):
 
 def test_a_folder_may_be_called_like_results(tmp_path):
     """The label image of x.png would be labels/x.tif, a folder of those of others."""
-    touch(tmp_path, "x.png", "X.tif/y.png", "z.png", "z.d/a.png")
+    touch(tmp_path, "x.png", "X.TIF/y.png", "z.png", "z.d/a.png")
     assert named(tmp_path) == {
         "x.png": "x.png",
-        "X.tif/y.png": "X.tif/y",
+        "X.TIF/y.png": "X.TIF/y",
         "z.png": "z",
         "z.d/a.png": "z.d/a",
     }
 
 
-def test_links_are_followed_once(tmp_path):
-    touch(tmp_path, "images/b/c.png", "elsewhere/d.png")
-    (tmp_path / "images/a").symlink_to(tmp_path / "images/b")
-    (tmp_path / "images/b/up").symlink_to(tmp_path / "images")
-    (tmp_path / "images/z").symlink_to(tmp_path / "elsewhere")
-    assert named(tmp_path / "images") == {"b/c.png": "b/c", "z/d.png": "z/d"}
+def test_linked_folders_are_searched_once(tmp_path):
+    touch(tmp_path, "images/b/c.png", "images/e/f.png", "elsewhere/d.png")
+    for link, target in {
+        "images/a": "images/b",
+        "images/b/e": "images/e",
+        "images/b/up": "images",
+        "images/x": "elsewhere",
+        "images/z": "elsewhere",
+        "elsewhere/self": "elsewhere",
+        "elsewhere/back": "images",
+        "images/all": ".",
+    }.items():
+        (tmp_path / link).symlink_to(tmp_path / target)
+    assert named(tmp_path / "images") == {
+        "all/elsewhere/d.png": "all/elsewhere/d",
+        "b/c.png": "b/c",
+        "e/f.png": "e/f",
+    }
+
+
+def test_links_to_files_are_their_own_images(segmenter, tmp_path):
+    """Data stores name files by their contents, and link to them."""
+    for folder in ("store", "images"):
+        (tmp_path / folder).mkdir()
+    for number in (1, 2):
+        gray, _ = disc_image(48, seed=number)
+        tifffile.imwrite(tmp_path / f"store/{number}.tif", gray)
+        link = tmp_path / f"images/{3 - number}.tif"
+        link.symlink_to(tmp_path / f"store/{number}.tif")
+    outcomes = run(tmp_path / "images", segmenter, tmp_path / "out")
+    assert [(o.num_planes, o.error) for o in outcomes] == [(1, ""), (1, "")]
+
+
+def test_one_part_that_is_linked_alone_is_not_left_out(segmenter, tmp_path):
+    for folder in ("store", "images"):
+        (tmp_path / folder).mkdir()
+    gray = np.stack([disc_image(48, seed=seed)[0] for seed in range(2)])
+    paths = write_ome_parts(tmp_path / "store", gray.astype(np.uint16))
+    (tmp_path / "images/b.tif").symlink_to(paths[1])
+    (outcome,) = run(tmp_path / "images", segmenter, tmp_path / "out")
+    assert (outcome.num_planes, outcome.num_elsewhere) == (2, 0)
 
 
 def test_results_below_the_images_are_no_images(tmp_path):

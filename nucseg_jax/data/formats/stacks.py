@@ -11,6 +11,7 @@ import dataclasses
 import itertools
 import math
 import pathlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -42,8 +43,8 @@ class Stack:
       read: (index, rows, columns) -> [h, w, C]. Slices have a start and a stop within
         the picture.
       name: Tells the stacks of a file apart: "s=1"; empty if there is one.
-      files: That hold the pixels, if they are others than the file itself: an OME-TIFF
-        may be written in parts, each of which tells of all.
+      files: That hold the pixels, if they are several: an OME-TIFF may be written in
+        parts, each of which tells of all.
     """
 
     axes: str
@@ -90,12 +91,15 @@ def check_stack(path: pathlib.Path, stack: Stack) -> None:
 
 
 def name_channels_apart(stack: Stack) -> Stack:
-    """Puts their numbers before the channels' names where two have the same."""
-    names = {name.casefold() for name in stack.channels}
-    if len(names) == len(stack.channels):
-        return stack
-    numbered = (f"{number}_{name}" for number, name in enumerate(stack.channels))
-    return dataclasses.replace(stack, channels=tuple(numbered))
+    """Puts its number before the name of each channel that shares it with another."""
+    uses = Counter(name.casefold() for name in stack.channels)
+    names = tuple(
+        name if uses[name.casefold()] == 1 else f"{number}_{name}"
+        for number, name in enumerate(stack.channels)
+    )
+    if len({name.casefold() for name in names}) < len(names):
+        names = tuple(f"{number}_{name}" for number, name in enumerate(stack.channels))
+    return dataclasses.replace(stack, channels=names)
 
 
 def squeeze(axes: str, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:

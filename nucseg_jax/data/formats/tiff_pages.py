@@ -77,7 +77,6 @@ class Pages:
         self.samples = planes * contiguous
         self.count = math.prod(series.shape) // max(math.prod(page.shape), 1)
         self._path = path
-        self._folder = series.parent.filehandle.dirname
         self._keyframe = page
         self._planes = planes
         self._contiguous = contiguous
@@ -118,14 +117,10 @@ class Pages:
 
     @property
     def files(self) -> tuple[pathlib.Path, ...]:
-        """The files that the pages lie in, in their order."""
-        handles = {page.parent.filehandle: None for page in self._pages}
-        return tuple(
-            self._path.with_name(handle.name)
-            if handle.dirname == self._folder
-            else pathlib.Path(handle.path)
-            for handle in handles
-        )
+        """The files that the pages lie in, in their order, if these are several."""
+        parts = dict.fromkeys(page.parent for page in self._pages)
+        paths = [pathlib.Path(part.filehandle.path) for part in parts]
+        return tuple(paths) if len(paths) > 1 else ()
 
     def close(self) -> None:
         """Forgets decoded blocks; reading is an error from now on."""
