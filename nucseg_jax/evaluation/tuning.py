@@ -51,7 +51,7 @@ class Tuning:
 
 def can_tune(examples: Iterable[Example]) -> bool:
     """Whether the truth of any example tells touching nuclei apart."""
-    return any(example.kind != "mask" for example in examples)
+    return any(example.has_instances for example in examples)
 
 
 def tune_decoding(
@@ -77,12 +77,12 @@ def tune_decoding(
         raise ValueError("no example tells touching nuclei apart")
 
     def score(decoding: DecodingConfig) -> float:
-        check()
         return _mean_ap(pairs, segmenter.targets, decoding)
 
     start = segmenter.decoding
     before = score(start)
-    best, mean_ap = _search(score, start, before, _settings(segmenter.targets))
+    names = _settings(segmenter.targets)
+    best, mean_ap = _search(score, start, before, names, check)
     return Tuning(best, mean_ap, before, len(pairs))
 
 
@@ -92,7 +92,7 @@ def _predict_all(
     """Yields truth [H, W] and probabilities float16 [H, W, T]."""
     num_pixels = 0
     for example in examples:
-        if example.kind == "mask" or num_pixels > _MOST_PIXELS:
+        if not example.has_instances or num_pixels > _MOST_PIXELS:
             continue
         image, label_image = truth.read_pair(example)
         num_pixels += label_image.size
@@ -124,11 +124,14 @@ def _search(
     best: DecodingConfig,
     best_score: float,
     names: Sequence[str],
+    check: Callable[[], None],
 ) -> tuple[DecodingConfig, float]:
-    """Improves one setting after the other."""
+    """Improves one setting after the other; `check` may end the search."""
     for _ in range(_ROUNDS):
         for name in names:
             for choice in _CHOICES[name]:
+                # Each time: processes that train together must ask equally often.
+                check()
                 if choice == getattr(best, name):
                     continue
                 candidate = dataclasses.replace(best, **{name: choice})

@@ -167,7 +167,7 @@ def fit(
       steps_per_epoch: Batches an epoch.
       end_epoch: Called with the state, the epoch's row of numbers and the validation,
         to record and to save.
-      begin: Of the epoch in which the state stands; None at the border of one.
+      begin: Progress within the epoch to go on with; None at the border of two.
       stop: Asked before each step, and after the last one of an epoch.
       save_progress: Called with the state before `Stopped` is raised.
       max_skipped: Batches in a row, within an epoch, whose loss or gradients may be not
@@ -258,8 +258,9 @@ def train_epoch(
         try:
             batch = next(batches)
         except Exception:
-            # The signal may have gone to the loading processes too.
-            if stop.requested:
+            # The signal may have gone to the loading processes too. It is not asked for
+            # anew: other processes would not ask.
+            if stop.signum:
                 break
             raise
         num_images += len(batch["valid"])

@@ -43,9 +43,9 @@ class Devices:
             # By position: jax 0.12 has another name for the first argument than 0.10.
             shape, axes = (jax.device_count(),), (BATCH_AXIS,)
             self._mesh = jax.make_mesh(shape, axes, axis_types=(AxisType.Auto,))
-            self._divided = NamedSharding(self._mesh, PartitionSpec(BATCH_AXIS))
-            self._whole = NamedSharding(self._mesh, PartitionSpec())
-            self._max = jax.jit(jnp.max, out_shardings=self._whole)
+            self._sharded = NamedSharding(self._mesh, PartitionSpec(BATCH_AXIS))
+            self._replicated = NamedSharding(self._mesh, PartitionSpec())
+            self._max = jax.jit(jnp.max, out_shardings=self._replicated)
 
     def check_batch_size(self, batch_size: int) -> None:
         """Refuses batches that cannot be divided evenly.
@@ -68,18 +68,18 @@ class Devices:
         if not self._mesh:
             return tree
         host = jax.tree.map(np.asarray, tree)
-        return jax.tree.map(lambda leaf: jax.device_put(leaf, self._whole), host)
+        return jax.tree.map(lambda leaf: jax.device_put(leaf, self._replicated), host)
 
     def start_max(self, number: int) -> jax.Array:
-        """Starts to find the greatest of the processes' numbers.
+        """Starts to find the greatest of one number of each process.
 
-        All must ask. What is returned can be turned into an int, which waits for it.
+        Every process must call it; `int` of the result waits for it.
         """
         if not self._mesh:
             return jnp.int32(number)
         numbers = np.full(jax.local_device_count(), number, np.int32)
         put = jax.make_array_from_process_local_data
-        return self._max(put(self._divided, numbers))
+        return self._max(put(self._sharded, numbers))
 
     def compile_train_step(self, step: Callable) -> Callable:
         """Compiles `step(state, batch)` for the loader's batches.
@@ -87,22 +87,22 @@ class Devices:
         Each process has its own rows of them. It takes over the state's memory.
         """
         step = _on_bytes(step)
-        compiled = jax.jit(step, donate_argnums=0, **self._whole_results())
+        compiled = jax.jit(step, donate_argnums=0, **self._replicated_results())
         return lambda state, batch: compiled(state, self._put_own_rows(batch))
 
     def compile_eval_step(self, step: Callable) -> Callable:
         """Compiles `step(variables, batch)` for batches that every process has."""
-        compiled = jax.jit(_on_bytes(step), **self._whole_results())
+        compiled = jax.jit(_on_bytes(step), **self._replicated_results())
         return lambda variables, batch: compiled(variables, self._put_whole(batch))
 
-    def _whole_results(self) -> dict[str, Any]:
-        return {"out_shardings": self._whole} if self._mesh else {}
+    def _replicated_results(self) -> dict[str, Any]:
+        return {"out_shardings": self._replicated} if self._mesh else {}
 
     def _put_own_rows(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         if not self._mesh:
             return {name: jax.device_put(batch[name]) for name in _USED}
         put = jax.make_array_from_process_local_data
-        return {name: put(self._divided, batch[name]) for name in _USED}
+        return {name: put(self._sharded, batch[name]) for name in _USED}
 
     def _put_whole(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         if not self._mesh:
@@ -111,7 +111,7 @@ class Devices:
 
     def _put_part(self, array: np.ndarray) -> jax.Array:
         return jax.make_array_from_callback(
-            array.shape, self._divided, lambda index: array[index]
+            array.shape, self._sharded, lambda index: array[index]
         )
 
 
