@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import tqdm
 from absl import flags
+from skimage.segmentation import relabel_sequential
 
 from experiments import flags as shared
 from nucseg_jax.data.index import Example, find_examples
@@ -51,11 +52,12 @@ def main() -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".prepare-", dir=output.parent) as folder:
         scratch = pathlib.Path(folder)
-        source = find_examples(unpack(pathlib.Path(_INPUT.value), scratch / "input"))
+        unpacked = unpack(pathlib.Path(_INPUT.value), scratch / "input")
+        source = find_examples(unpacked, skip_missing=True)
         corrected = None
         if _CORRECTED.value:
             better = unpack(pathlib.Path(_CORRECTED.value), scratch / "corrected")
-            corrected = find_examples(better)
+            corrected = find_examples(better, skip_missing=True)
         result = scratch / "result"
         count = prepare(source, result, corrected)
         os.replace(result, output)
@@ -140,7 +142,7 @@ def _write_example(
     height, width = mask.shape
     row = {"id": example.id, "height": height, "width": width, "nuclei": ""}
     if labels is not None:
-        labels = number_consecutively(labels)
+        labels = relabel_sequential(labels)[0].astype(np.uint16)
         write_png(output / "labels" / name, labels)
         row["nuclei"] = labels.max()
     return row
@@ -156,13 +158,6 @@ def write_index(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> None:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-
-
-def number_consecutively(label_image: np.ndarray) -> np.ndarray:
-    """Renumbers nuclei 1..n in the order of their labels; uint16 [H, W]."""
-    nuclei = np.unique(label_image[label_image > 0])
-    numbers = np.searchsorted(nuclei, label_image) + 1
-    return np.where(label_image > 0, numbers, 0).astype(np.uint16)
 
 
 def _wraps(folder: pathlib.Path) -> bool:

@@ -16,7 +16,11 @@ import tqdm
 from experiments import training_run
 from experiments.device import describe_machine
 from nucseg_jax import pretrained
-from nucseg_jax.checkpoints import read_fingerprints, without_paths
+from nucseg_jax.checkpoints import (
+    read_fingerprints,
+    restore_for_inference,
+    without_paths,
+)
 from nucseg_jax.config import Config
 from nucseg_jax.data.index import Example, get_subset, load_subsets
 from nucseg_jax.evaluation.evaluate import evaluate
@@ -90,7 +94,7 @@ def measure(
         raise ValueError("a protocol needs --data_dir, the folder of the Bowl's images")
     subsets = load_subsets(config.data)
     examples = get_subset(config.data, subsets, rules.subset)
-    if rules.has_labels and examples[0].kind == "mask":
+    if rules.has_labels and not examples[0].has_instances:
         raise ValueError(
             f"{config.data.data_dir}: has no labels/, which the protocol {protocol} "
             "needs: binary masks do not tell nuclei apart"
@@ -124,11 +128,14 @@ def _check_beginning(config: Config, examples: list[Example]) -> None:
     init = config.train.init
     if not init:
         return
-    known = read_fingerprints(pretrained.resolve(init)).get("train")
-    if known != training_run.take_fingerprint("train", examples):
+    folder = pretrained.resolve(init)
+    known = read_fingerprints(folder).get("train")
+    _, _, before = restore_for_inference(folder)
+    is_same = known == training_run.take_fingerprint("train", examples)
+    if before.train.init or not is_same:
         raise ValueError(
-            f"--init={init}: did not learn from the training images of this protocol, "
-            "or does not tell, and may know those that are scored"
+            f"--init={init}: did not learn from the training images of this protocol "
+            "alone, or does not tell, and may know those that are scored"
         )
 
 

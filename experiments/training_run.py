@@ -31,7 +31,7 @@ from nucseg_jax.data.sampling import count_repeats
 from nucseg_jax.evaluation.evaluate import evaluate
 from nucseg_jax.evaluation.figures import draw_curves
 from nucseg_jax.evaluation.tuning import can_tune, tune_decoding
-from nucseg_jax.files import replacing
+from nucseg_jax.files import write_json
 from nucseg_jax.inference.segmenter import Segmenter, make_segmenter
 from nucseg_jax.network.unet_plus_plus import select_targets
 from nucseg_jax.training import history, loop, losses, optim, state, step
@@ -54,7 +54,7 @@ class Run:
       subsets: Its data.
       fingerprints: Checksum of each subset.
       saved: Its checkpoints.
-      stop: Whether it shall end before its end.
+      stop: Whether a signal asks it to stop early.
       devices: All devices of all processes.
     """
 
@@ -180,7 +180,7 @@ def check_truth(subsets: Subsets, config: Config) -> None:
       DatasetError: Names the first such mask.
     """
     needing = [name for name in config.data.targets if name != "foreground"]
-    masks = [e for part in subsets.values() for e in part if e.kind == "mask"]
+    masks = [e for part in subsets.values() for e in part if not e.has_instances]
     if needing and masks:
         raise index.DatasetError(
             f"{masks[0].truth[0]} is a binary mask, in which touching nuclei are one; "
@@ -205,8 +205,7 @@ def record_start(workdir: pathlib.Path, fingerprints: Mapping[str, str]) -> None
         "data": dict(fingerprints),
     }
     starts.append(about | describe_machine())
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(starts, indent=2) + "\n", encoding="utf-8")
+    write_json(path, starts)
 
 
 def tune(
@@ -415,9 +414,7 @@ def check_resumable(workdir: pathlib.Path, old: Config | None, new: Config) -> N
 
 def write_config(workdir: pathlib.Path, config: Config) -> None:
     """Writes the settings where people look for them; checkpoints hold them too."""
-    text = json.dumps(config.to_dict(), indent=2)
-    with replacing(workdir / "config.json") as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_json(workdir / "config.json", config.to_dict())
 
 
 def _pairs(old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -21,6 +21,7 @@ Method = Literal["watershed", "components"]
 Mode = Literal["accurate", "fast"]
 
 TARGET_NAMES = ("foreground", "boundary", "distance")
+BINARY_TARGETS = ("foreground", "boundary")
 
 
 class ConfigError(ValueError):
@@ -239,10 +240,10 @@ class DecodingConfig:
         2.0, "Standard deviation of the blur of that depth, pixels."
     )
     peak_height: float = _setting(
-        0.15, "Two markers are two where the depth falls by this between them."
+        0.15, "Least drop of the depth between two markers for two nuclei."
     )
     peak_distance: int = _setting(
-        7, "Pixels around a marker in which nothing is deeper by that."
+        7, "Radius, pixels, around a marker in which nothing is deeper by that."
     )
     min_area: int = _setting(12, "Smaller nuclei are dropped.")
     max_hole: int = _setting(40, "Holes up to this area are filled.")

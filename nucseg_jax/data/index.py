@@ -57,6 +57,11 @@ class Example:
     group: str
     columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
+    @property
+    def has_instances(self) -> bool:
+        """Whether the truth tells touching nuclei apart."""
+        return self.kind != "mask"
+
 
 def fingerprint(examples: Iterable[Example]) -> str:
     """Returns one checksum of ids and files: equal examples, wherever they lie.
@@ -72,12 +77,15 @@ def fingerprint(examples: Iterable[Example]) -> str:
     return total.hexdigest()
 
 
-def find_examples(data_dir: str | os.PathLike, *, truth: str = "auto") -> list[Example]:
+def find_examples(
+    data_dir: str | os.PathLike, *, truth: str = "auto", skip_missing: bool = False
+) -> list[Example]:
     """Finds all examples of a data set, in the order of their ids.
 
     Args:
       data_dir: Folder in one of the layouts above.
       truth: "labels", "masks", or "auto" for labels where there are any.
+      skip_missing: Leave out images without masks, in the Bowl's layout.
 
     Returns:
       The examples that have an image and a truth.
@@ -93,7 +101,7 @@ def find_examples(data_dir: str | os.PathLike, *, truth: str = "auto") -> list[E
     elif (root / "images").is_dir():
         examples = _find_paired(root, truth)
     else:
-        examples = _find_kaggle(root)
+        examples = _find_kaggle(root, skip_missing)
     if not examples:
         raise DatasetError(
             f"{root}: holds no images with their truth. Wanted are images/ beside "
@@ -206,12 +214,12 @@ def _find_paired(root: pathlib.Path, truth: str) -> list[Example]:
     ]
 
 
-def _find_kaggle(root: pathlib.Path) -> list[Example]:
+def _find_kaggle(root: pathlib.Path, skip_missing: bool) -> list[Example]:
     examples, missing = [], []
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         found = _list_images(folder / "images")
         nuclei = _list_images(folder / "masks")
-        if len(found) > 1:
+        if nuclei and len(found) > 1:
             raise DatasetError(f"{folder / 'images'}: holds {len(found)} images, not 1")
         if found and not nuclei:
             missing.append(folder.name)
@@ -225,7 +233,7 @@ def _find_kaggle(root: pathlib.Path) -> list[Example]:
                     group=folder.name,
                 )
             )
-    if examples and missing:
+    if examples and missing and not skip_missing:
         raise DatasetError(_missing_message(root, "truth", missing))
     return examples
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
+from nucseg_jax.config import BINARY_TARGETS
+
 _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
 # Where all of an image is one nucleus, OpenCV measures from nowhere and says infinity.
 _LARGEST_DEPTH = 1e4
@@ -28,7 +30,7 @@ def make_targets(
 
 def choose_dtype(names: Sequence[str]) -> np.dtype:
     """Chooses the smallest dtype that holds all named targets: bool or float32."""
-    return np.dtype(bool if _BINARY.issuperset(names) else np.float32)
+    return np.dtype(bool if set(names) <= set(BINARY_TARGETS) else np.float32)
 
 
 def foreground(label_image: np.ndarray) -> np.ndarray:
@@ -69,4 +71,3 @@ def _cv_labels(label_image: np.ndarray) -> np.ndarray:
 
 
 TARGETS = {"foreground": foreground, "boundary": boundary, "distance": distance}
-_BINARY = frozenset({"foreground", "boundary"})

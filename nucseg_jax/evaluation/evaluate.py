@@ -216,7 +216,7 @@ def _score_example(
     _, label_image, probs = predict_example(segmenter, example, score_size=score_size)
     foreground = probs[..., 0] >= threshold
     instances = None
-    if example.kind != "mask":
+    if example.has_instances:
         instances = InstanceCounts.from_labels(label_image, segmenter.decode(probs))
     return ImageScore(
         example,

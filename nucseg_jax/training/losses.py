@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from nucseg_jax.config import BINARY_TARGETS
 from nucseg_jax.network.unet_plus_plus import combine_heads
 
 Array = jax.Array
@@ -86,7 +87,7 @@ def targets_loss(targets: Sequence[str]) -> Loss:
     Returns:
       `loss(logits, mask, valid=None)`.
     """
-    is_mask = np.array([_IS_MASK[name] for name in targets])
+    is_mask = np.array([name in BINARY_TARGETS for name in targets])
 
     def loss(logits: Array, mask: Array, *, valid: Array | None = None) -> Array:
         cross_entropy = _cross_entropy_of_targets(logits, mask, valid)
@@ -94,9 +95,6 @@ def targets_loss(targets: Sequence[str]) -> Loss:
         return jnp.sum(cross_entropy) + jnp.sum(dice, where=is_mask)
 
     return loss
-
-
-_IS_MASK = {"foreground": True, "boundary": True, "distance": False}
 
 
 def average_supervision(
