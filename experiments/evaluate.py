@@ -10,7 +10,6 @@ apart (label images do, masks do not); report.html shows them all on one page.
 
 from __future__ import annotations
 
-import json
 import pathlib
 
 import numpy as np
@@ -38,7 +37,7 @@ from nucseg_jax.evaluation.evaluate import (
 )
 from nucseg_jax.evaluation.page import write_page
 from nucseg_jax.evaluation.report import ap_curves, best_median_worst, format_table
-from nucseg_jax.files import replacing
+from nucseg_jax.files import write_json
 from nucseg_jax.inference.segmenter import Segmenter, make_segmenter
 
 _CHECKPOINT = shared.checkpoint()
@@ -141,10 +140,8 @@ def write_results(
 ) -> None:
     """Writes metrics.json, the pictures, and the page of both."""
     folder.mkdir(parents=True, exist_ok=True)
-    metrics = json.dumps({"protocol": about} | evaluation.to_dict(), indent=2)
     numbers, page = folder / "metrics.json", folder / "report.html"
-    with replacing(numbers) as temporary:
-        temporary.write_text(metrics + "\n", encoding="utf-8")
+    write_json(numbers, {"protocol": about} | evaluation.to_dict())
     pictures = {"Best, median and worst image": folder / "predictions.png"}
     draw = draw_nuclei if evaluation.instance_counts else draw_masks
     draw(segmenter, evaluation, folder / "predictions.png")

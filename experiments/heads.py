@@ -11,7 +11,6 @@ stands, the more of the network it needs. Writes heads_NAME.json and heads_NAME.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import statistics
 import time
@@ -32,7 +31,7 @@ from nucseg_jax.data.index import Example, describe_subsets, get_subset, load_su
 from nucseg_jax.evaluation import figures
 from nucseg_jax.evaluation.evaluate import evaluate
 from nucseg_jax.evaluation.tuning import can_tune, tune_decoding
-from nucseg_jax.files import replacing
+from nucseg_jax.files import write_json
 from nucseg_jax.inference.predictor import make_predict_fn
 from nucseg_jax.inference.segmenter import Segmenter, make_segmenter
 from nucseg_jax.network.unet_plus_plus import UNetPlusPlus, Variables, prune
@@ -158,8 +157,7 @@ def score_head(
 def write(rows: list[Row], about: dict[str, Any], path: pathlib.Path) -> None:
     """Writes the numbers and the figure beside them."""
     report = {"name": _NAME.value, **about, "machine": describe_machine(), "rows": rows}
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_json(path, report)
     figures.draw_heads(
         {f"head {row['head']}" if row["head"] else "all": row for row in rows},
         path.with_suffix(".png"),

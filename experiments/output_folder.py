@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from nucseg_jax.files import TEXT, replacing
+from nucseg_jax.files import TEXT, replacing, write_json
 from nucseg_jax.inference.outputs import merge_tables
 from nucseg_jax.inference.outputs.page import write_report
 from nucseg_jax.inference.outputs.summaries import SETTINGS
@@ -23,8 +23,7 @@ def check_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
     """
     path = folder / SETTINGS
     if not path.exists():
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(settings, indent=2) + "\n")
+        write_json(path, settings)
         return
     before = read_settings(folder)
     differing = [name for name in settings if before.get(name) != settings[name]]

@@ -12,13 +12,12 @@ between recipes, score them with --subset=val: test is to be looked at once.
 
 from __future__ import annotations
 
-import json
 import pathlib
 
 from absl import flags
 
 from experiments import flags as shared
-from nucseg_jax.files import replacing
+from nucseg_jax.files import write_json
 from nucseg_jax.training.stopping import StopRequest
 
 _PROTOCOL = flags.DEFINE_enum(
@@ -70,9 +69,7 @@ def reproduce(stop: StopRequest) -> None:
     is_prescribed = measured["subset"] == protocols.PROTOCOLS[protocol].subset
     kind = "accuracy" if is_prescribed else "validation"
     path = pathlib.Path(_RESULTS.value) / f"{kind}_{protocol}_{name}.json"
-    text = json.dumps({"name": name} | measured, indent=2)
-    with replacing(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_json(path, {"name": name} | measured)
     print(f"written: {path}")
 
 

@@ -17,8 +17,8 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 
 Result = dict[str, Any]
 
-# Protocol -> title, and the metrics that it is quoted by, with the digits behind the
-# point: (label, path within a run, digits).
+# Protocol -> the metrics that it is quoted by: (label, path within a run, digits behind
+# the point).
 _METRICS: dict[str, list[tuple[str, tuple[str, ...], int]]] = {
     "original": [
         ("F1", ("pooled", "f1"), 3),

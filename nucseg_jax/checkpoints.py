@@ -27,7 +27,7 @@ from flax import serialization
 
 from nucseg_jax.config import Config, DataConfig, DecodingConfig
 from nucseg_jax.digests import digest_json, digest_tree
-from nucseg_jax.files import replacing
+from nucseg_jax.files import replacing, write_json
 from nucseg_jax.network.unet_plus_plus import UNetPlusPlus
 
 _State = TypeVar("_State")
@@ -153,13 +153,14 @@ class Checkpoints:
 
 
 def restore_for_inference(
-    directory: str | pathlib.Path, *, which: str = "best"
+    directory: str | pathlib.Path,
 ) -> tuple[UNetPlusPlus, dict[str, Any], Config]:
     """Restores a trained network from its run folder, with no other knowledge.
 
+    It is that of the best epoch on validation.
+
     Args:
       directory: The folder that training wrote to.
-      which: "best" (on validation) or "latest".
 
     Returns:
       The network, its variables (the averaged ones where they were kept), and the
@@ -169,7 +170,7 @@ def restore_for_inference(
       CheckpointError: If there is no checkpoint, or it is damaged.
     """
     with _quiet_orbax(), _open_for_reading(directory) as manager:
-        step = _choose_step(manager, which)
+        step = _best_step(manager)
         config = _restore_config(manager, step)
         model = create_model(config)
         variables = _restore_variables(manager, step, model, config)
@@ -184,7 +185,7 @@ def read_fingerprints(directory: str | pathlib.Path) -> dict[str, str]:
       CheckpointError: As `restore_for_inference`.
     """
     with _quiet_orbax(), _open_for_reading(directory) as manager:
-        step = _choose_step(manager, "best")
+        step = _best_step(manager)
         return _restore_checked(manager, step, "position").get("data", {})
 
 
@@ -195,7 +196,7 @@ def read_digest(directory: str | pathlib.Path) -> str:
       CheckpointError: As `restore_for_inference`.
     """
     with _quiet_orbax(), _open_for_reading(directory) as manager:
-        step = _choose_step(manager, "best")
+        step = _best_step(manager)
         with _naming(_path(manager, step)):
             digests = _restore_json(manager, step, "digests")
             saved = [digests["state"], digests["config"]]
@@ -229,7 +230,7 @@ def export_for_inference(
         config, model=dataclasses.replace(config.model, dtype="float32")
     )
     with _open_for_reading(directory) as manager:
-        step = _choose_step(manager, "best")
+        step = _best_step(manager)
         metrics = manager.metrics(step)
     with replacing(pathlib.Path(target)) as temporary:
         with contextlib.closing(Checkpoints(temporary)) as exported:
@@ -281,9 +282,8 @@ def without_paths(config: Config) -> Config:
 
 def write_decoding(directory: str | pathlib.Path, decoding: DecodingConfig) -> None:
     """Keeps a tuned decoding beside the checkpoints of a run, as decoding.json."""
-    text = json.dumps(dataclasses.asdict(decoding), indent=2) + "\n"
-    with replacing(pathlib.Path(directory) / _DECODING) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    path = pathlib.Path(directory) / _DECODING
+    write_json(path, dataclasses.asdict(decoding))
 
 
 def _read_decoding(directory: pathlib.Path) -> DecodingConfig | None:
@@ -363,11 +363,11 @@ def _path(manager: ocp.CheckpointManager, step: int) -> pathlib.Path:
     return pathlib.Path(str(manager.directory)) / str(step)
 
 
-def _choose_step(manager: ocp.CheckpointManager, which: str) -> int:
-    """Finds the best or the latest step; damaged metrics would hide the best one."""
+def _best_step(manager: ocp.CheckpointManager) -> int:
+    """Finds the best step, which damaged metrics would hide."""
     for step in manager.all_steps():
         _restore_checked(manager, step, "metrics")
-    step = manager.best_step() if which == "best" else manager.latest_step()
+    step = manager.best_step()
     if step is None:
         raise CheckpointError(f"{manager.directory}: holds no complete checkpoint")
     return step

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import itertools
+import json
 import os
 import pathlib
 import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from typing import TypedDict
+from typing import Any, TypedDict
 
 _TEMPORARY = ".nucseg-*.tmp"
 DAY = 24 * 60 * 60.0
@@ -43,6 +45,16 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
             os.replace(temporary, path)
         finally:
             remove(temporary)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+    """Writes a value that JSON knows, for people to read; as `replacing` does.
+
+    Raises:
+      OSError: If the file cannot be written; names it.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", **TEXT)
 
 
 def temporary_path(path: pathlib.Path) -> pathlib.Path:
@@ -97,12 +109,13 @@ def remove_leftovers(folder: pathlib.Path, *, older_than: float = DAY) -> int:
         folders[:] = set(folders) - set(temporary)
         for path in (pathlib.Path(parent, name) for name in temporary):
             with contextlib.suppress(FileNotFoundError):
-                if _last_change(path) < latest:
+                if _is_older(path, latest):
                     remove(path)
                     count += 1
     return count
 
 
-def _last_change(path: pathlib.Path) -> float:
-    inside = [path, *path.rglob("*")] if path.is_dir() else [path]
-    return max(part.lstat().st_mtime for part in inside)
+def _is_older(path: pathlib.Path, latest: float) -> bool:
+    inside = path.rglob("*") if path.is_dir() else ()
+    parts = itertools.chain([path], inside)
+    return all(part.lstat().st_mtime < latest for part in parts)

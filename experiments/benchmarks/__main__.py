@@ -12,7 +12,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import json
 import pathlib
 import statistics
 from collections.abc import Iterator, Mapping
@@ -28,7 +27,7 @@ from experiments.benchmarks.peer import run_peer
 from experiments.device import describe_device, describe_machine
 from nucseg_jax.config import Config
 from nucseg_jax.data.index import load_subsets
-from nucseg_jax.files import replacing
+from nucseg_jax.files import write_json
 
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["2"], "Batch sizes to measure.")
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed repeats; the median is quoted.")
@@ -68,7 +67,9 @@ def main() -> None:
     for more in measure_parts(config):
         rows += more
         if _OUTPUT.value:
-            write({"machine": about, "rows": rows}, pathlib.Path(_OUTPUT.value))
+            # A run that is ended keeps what is measured so far.
+            report = {"machine": about, "rows": rows}
+            write_json(pathlib.Path(_OUTPUT.value), report)
     print(format_table(rows))
 
 
@@ -86,13 +87,6 @@ def measure_parts(config: Config) -> Iterator[list[dict]]:
         )
     if "loader" in _PARTS.value:
         yield measure_loader(config)
-
-
-def write(report: dict, path: pathlib.Path) -> None:
-    """Writes what is measured so far: a run that is ended keeps it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
 def measure_network(config: Config, batch_size: int) -> list[dict]:

@@ -9,7 +9,6 @@ a step sends between them. Trains on the sample images.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import pathlib
@@ -30,7 +29,7 @@ from experiments.benchmarks import measure
 from experiments.device import describe_machine
 from nucseg_jax.checkpoints import create_model
 from nucseg_jax.config import Config
-from nucseg_jax.files import replacing
+from nucseg_jax.files import write_json
 from nucseg_jax.network.sharding import BATCH_AXIS
 from nucseg_jax.training import losses, optim, state, step
 from nucseg_jax.training.history import read_history
@@ -72,8 +71,7 @@ def main() -> None:
         f"over all devices, {num_bytes / 2**20:.2f} MiB"
     )
     if _OUTPUT.value:
-        with replacing(pathlib.Path(_OUTPUT.value)) as temporary:
-            temporary.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_json(pathlib.Path(_OUTPUT.value), report)
 
 
 def train(config: Config, number: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import NamedTuple
 
 import jax
@@ -78,23 +79,14 @@ def create_schedule(config: TrainConfig, steps_per_epoch: int) -> optax.Schedule
     elif config.decay == "step":
         # join_schedules counts each part from its own beginning.
         boundaries = [round(e * steps_per_epoch) - warmup for e in config.decay_epochs]
-        decay = _halve_at(config.learning_rate, boundaries)
+        halvings = {step: 0.5**n for step, n in Counter(boundaries).items()}
+        decay = optax.piecewise_constant_schedule(config.learning_rate, halvings)
     else:
         decay = optax.constant_schedule(config.learning_rate)
     if not warmup:
         return decay
     rise = optax.linear_schedule(0.0, config.learning_rate, warmup)
     return optax.join_schedules([rise, decay], [warmup])
-
-
-def _halve_at(peak: float, boundaries: list[int]) -> optax.Schedule:
-    """The peak, halved from each boundary on, that step included."""
-
-    def schedule(count):
-        passed = sum(jnp.asarray(count) >= boundary for boundary in boundaries)
-        return peak * 0.5 ** jnp.asarray(passed, jnp.float32)
-
-    return schedule
 
 
 def create_optimizer(
