@@ -393,7 +393,7 @@ def make_segmenter(
     head = config.inference.fast_head or None
     decoding = dataclasses.replace(config.decoding, mode=mode or config.decoding.mode)
     if threshold is not None:
-        # Who lowers it wants the faint nuclei, too.
+        # A caller who lowers it wants faint nuclei, too.
         decoding = dataclasses.replace(
             decoding, threshold=threshold, min_probability=0.0
         )

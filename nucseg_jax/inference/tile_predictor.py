@@ -89,8 +89,8 @@ class TilePredictor:
           read: Rows and columns to prepared uint8 [h, w, 3].
           shape: Height and width of the image.
           tell_tiles: Called before the first tile and after each.
-          width: Of the image before it was scaled, whose rows wait to be finished; 0 =
-            it was not.
+          width: Of the image before it was scaled, which tells how much memory waiting
+            rows take; 0 = it was not scaled.
         """
         grid = self._plan(shape, max(width, shape[1]))
         tiles = (self._predict_tile(read, shape, grid, place) for place in grid.tiles)

@@ -77,7 +77,7 @@ class Axis:
         return raw / np.stack(shares)
 
     def finished(self, k: int) -> int:
-        """How many pixels tile k and those before it settle."""
+        """How many pixels are final once tiles 0 to k are blended."""
         if k + 1 == len(self.starts):
             return self.length
         return self.starts[k + 1] + self.margin
@@ -228,7 +228,7 @@ def stitch(grid: Grid, tiles: Iterable[np.ndarray]) -> Iterator[tuple[int, np.nd
 
     Yields:
       First row, and float32 [rows, width, C]; from top to bottom without gaps, once a
-      row of tiles. Who still keeps one when the next is asked for has two in memory.
+      row of tiles. A caller that keeps one while asking for the next holds two.
     """
     tiles = iter(tiles)
     done = 0

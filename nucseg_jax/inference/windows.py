@@ -213,10 +213,11 @@ def _uncovered(labels: np.ndarray, known: np.ndarray) -> np.ndarray:
 def _cut_sides(
     labels: np.ndarray, region: tuple[slice, slice], shape: tuple[int, int]
 ) -> Iterator[np.ndarray]:
-    """Turns `labels` so that their last row is where the window ends, not the image.
+    """Yields the labels once for each side where the window ends, but not the image.
 
-    Once for each such side. Also for those where the windows before end: what they
-    left to one further below must not be taken by its tip.
+    They are turned so that this side is their last row. Sides towards earlier windows
+    count, too: of a nucleus that those left to a later one, this window may hold no
+    more than a tip.
     """
     (rows, columns), (height, width) = region, shape
     if rows.start > 0:
@@ -230,7 +231,10 @@ def _cut_sides(
 
 
 def _cut_off(labels: np.ndarray, overlap: int) -> np.ndarray:
-    """Labels in the last row that another window, of the last `overlap` rows, holds."""
+    """Labels that the last row cuts, and that the neighbouring window holds whole.
+
+    It has the last `overlap` rows in common with this one.
+    """
     cut = np.unique(labels[-1])
     if len(labels) <= overlap:
         return cut

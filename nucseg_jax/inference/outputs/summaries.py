@@ -108,7 +108,7 @@ def merge_tables(folder: pathlib.Path) -> int:
 
     `nuclei.csv` has the columns of all images, empty where an image lacks one; it is
     left out where no image has a table. Only one row is in memory at a time. Safe to
-    repeat, also while other processes finish images.
+    repeat, also while other processes finish images for the first time.
 
     Returns:
       The number of images.
@@ -173,7 +173,7 @@ def _read_rows(table: _Table) -> Iterator[dict[str, str]]:
             yield dict(zip(header, line, strict=True))
             count += 1
         if count != table.num_rows:
-            raise ValueError(f"{count} of {table.num_rows} rows")
+            raise ValueError(f"{count} rows, and the summary tells of {table.num_rows}")
 
 
 @contextlib.contextmanager
@@ -183,7 +183,8 @@ def _csv_reader(path: pathlib.Path) -> Iterator[Iterator[list[str]]]:
         with open(path, newline="", **TEXT) as file:
             yield csv.reader(file)
     except (FileNotFoundError, StopIteration, ValueError, csv.Error) as error:
-        what = "is missing" if isinstance(error, FileNotFoundError) else "is cut off"
+        is_missing = isinstance(error, FileNotFoundError)
+        what = "is missing" if is_missing else f"is damaged ({error or 'no header'})"
         raise SummaryError(
             f"{path}: {what}; delete the summary beside it and run again"
         ) from error
