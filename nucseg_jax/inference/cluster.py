@@ -30,7 +30,7 @@ from nucseg_jax.inference.block_tasks import Description, Network, Source, Work
 from nucseg_jax.inference.blocks import Block, Blocks, number_blocks, round_of
 from nucseg_jax.inference.contrast import Contrast, make_contrast
 from nucseg_jax.inference.outputs.labels_zarr import CHUNK, create_pyramid
-from nucseg_jax.inference.outputs.nuclei import NucleiSource
+from nucseg_jax.inference.outputs.nuclei import column_names
 from nucseg_jax.inference.outputs.summaries import summary_path
 from nucseg_jax.inference.outputs.tables import format_summary
 from nucseg_jax.inference.run import Job, Options, Outcome, is_done
@@ -257,7 +257,7 @@ def _join_tables(work: Work, path: pathlib.Path) -> np.ndarray:
         files.replacing(path) as temporary,
         open(temporary, "w", newline="", **files.TEXT) as table,
     ):
-        header = NucleiSource(work.info).column_names()
+        header = column_names(work.info)
         csv.writer(table, lineterminator="\n").writerow(header)
         for block in work.blocks.places:
             with open(work.path(block, ".csv"), newline="", **files.TEXT) as rows:

@@ -23,6 +23,7 @@ from nucseg_jax.data.planes import (
 )
 from nucseg_jax.inference import outputs
 from nucseg_jax.inference.outputs import summaries
+from nucseg_jax.inference.outputs.nuclei import Nuclei
 from nucseg_jax.inference.scaling import check_scale
 from nucseg_jax.inference.segmenter import Segmenter
 from nucseg_jax.inference.streams import PlaneInfo, Window
@@ -267,7 +268,7 @@ class _Run:
             ):
                 if isinstance(item, Window):
                     count = max(count, int(item.labels.max(initial=0)))
-                    writers.add_window(item)
+                    writers.add_nuclei(Nuclei(item, info))
                 else:
                     writers.add_band(item)
         return count

@@ -1,4 +1,4 @@
-"""What several writers need to know of a window's nuclei, computed once."""
+"""What several writers need to know of a window's nuclei, computed once for all."""
 
 from __future__ import annotations
 
@@ -38,21 +38,8 @@ class Nuclei:
         return trace_outlines(window.labels, top=window.top, left=window.left)
 
 
-class NucleiSource:
-    """Keeps the nuclei of the latest window, which each writer is handed in turn."""
-
-    def __init__(self, info: PlaneInfo):
-        self._info = info
-        self._latest: Nuclei | None = None
-
-    def column_names(self) -> list[str]:
-        """Names of the table's columns, which depend on the plane's channels alone."""
-        empty = np.zeros((0, 0, len(self._info.channels)))
-        window = Window(0, 0, np.zeros((0, 0), np.int32), np.zeros((0, 0)), empty)
-        return list(Nuclei(window, self._info).table)
-
-    def of(self, window: Window) -> Nuclei:
-        """The nuclei of a window."""
-        if self._latest is None or self._latest.window is not window:
-            self._latest = Nuclei(window, self._info)
-        return self._latest
+def column_names(info: PlaneInfo) -> list[str]:
+    """Names of the table's columns, which depend on the plane's channels alone."""
+    empty = np.zeros((0, 0, len(info.channels)))
+    window = Window(0, 0, np.zeros((0, 0), np.int32), np.zeros((0, 0)), empty)
+    return list(Nuclei(window, info).table)

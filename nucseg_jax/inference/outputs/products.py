@@ -7,7 +7,6 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 from nucseg_jax.inference.outputs import overlays, rasters, summaries, tables, vectors
-from nucseg_jax.inference.outputs.nuclei import NucleiSource
 from nucseg_jax.inference.outputs.writer import Writer, WriterGroup
 from nucseg_jax.inference.streams import PlaneInfo
 
@@ -29,7 +28,7 @@ class Product:
     help: str
     folder: str
     suffix: str
-    make: Callable[[pathlib.Path, PlaneInfo, NucleiSource], Writer]
+    make: Callable[[pathlib.Path, PlaneInfo], Writer]
     streamed_suffix: str = ""
 
     def path(
@@ -41,13 +40,11 @@ class Product:
         return folder / self.folder / name.with_name(name.name + suffix)
 
 
-def _make_labels_zarr(
-    path: pathlib.Path, info: PlaneInfo, source: NucleiSource
-) -> Writer:
+def _make_labels_zarr(path: pathlib.Path, info: PlaneInfo) -> Writer:
     # zarr takes a third of a second to import.
     from nucseg_jax.inference.outputs.labels_zarr import LabelsZarrWriter
 
-    return LabelsZarrWriter(path, info, source)
+    return LabelsZarrWriter(path, info)
 
 
 PRODUCTS = (
@@ -171,14 +168,13 @@ def create_writers(
     outputs = summaries.find_outputs(folder, name, info.stamp) | {
         p.name: path.relative_to(folder).as_posix() for p, path in paths.items()
     }
-    source = NucleiSource(info)
     writers: list[Writer] = []
     try:
         for product, path in paths.items():
-            writers.append(product.make(path, info, source))
+            writers.append(product.make(path, info))
         path = summaries.summary_path(folder, name)
         writers.append(
-            tables.SummaryWriter(path, info, source, outputs=outputs, started=started)
+            tables.SummaryWriter(path, info, outputs=outputs, started=started)
         )
     except BaseException:
         WriterGroup(writers).abort()

@@ -14,9 +14,9 @@ import numpy as np
 
 from nucseg_jax.files import TEXT
 from nucseg_jax.inference.measurements import MICROMETRES, PIXELS
-from nucseg_jax.inference.outputs.nuclei import NucleiSource
+from nucseg_jax.inference.outputs.nuclei import Nuclei, column_names
 from nucseg_jax.inference.outputs.writer import Writer
-from nucseg_jax.inference.streams import PlaneInfo, Window
+from nucseg_jax.inference.streams import PlaneInfo
 
 # Positions to a thousandth of a pixel; everything else to six digits.
 _FORMATS = {"y": "%.3f", "x": "%.3f"}
@@ -34,10 +34,10 @@ class TableWriter(Writer):
             open(self._temporary, "w", newline="", **TEXT)
         )
         self._rows = csv.writer(self._file, lineterminator="\n")
-        self._rows.writerow(self._source.column_names())
+        self._rows.writerow(column_names(self.info))
 
-    def _add_window(self, window: Window) -> None:
-        self._rows.writerows(format_rows(self._source.of(window).table))
+    def _add_nuclei(self, nuclei: Nuclei) -> None:
+        self._rows.writerows(format_rows(nuclei.table))
 
     def _complete(self) -> None:
         self._file.close()
@@ -65,7 +65,6 @@ class SummaryWriter(Writer):
         self,
         path: pathlib.Path,
         info: PlaneInfo,
-        source: NucleiSource | None = None,
         *,
         outputs: Mapping[str, str],
         started: float | None = None,
@@ -75,17 +74,16 @@ class SummaryWriter(Writer):
         Args:
           path: The JSON file.
           info: Of the plane.
-          source: Shared by the writers of a plane.
           outputs: Product -> its file, relative to the output folder.
           started: When work on the image began, by `time.perf_counter`; None = now.
         """
-        super().__init__(path, info, source)
+        super().__init__(path, info)
         self._outputs = dict(outputs)
         self._areas: list[np.ndarray] = []
         self._started = time.perf_counter() if started is None else started
 
-    def _add_window(self, window: Window) -> None:
-        self._areas.append(self._source.of(window).table["area"])
+    def _add_nuclei(self, nuclei: Nuclei) -> None:
+        self._areas.append(nuclei.table["area"])
 
     def _complete(self) -> None:
         areas = np.concatenate([np.zeros(0), *self._areas])

@@ -12,9 +12,9 @@ import roifile
 
 from nucseg_jax.files import TEXT
 from nucseg_jax.inference.measurements import MICROMETRES
+from nucseg_jax.inference.outputs.nuclei import Nuclei
 from nucseg_jax.inference.outputs.outlines import Outline, Polygon, Ring
 from nucseg_jax.inference.outputs.writer import Writer
-from nucseg_jax.inference.streams import Window
 
 # Columns that say where or what a nucleus is: its geometry and name tell.
 _NOT_MEASURED = ("id", "y", "x", "unit")
@@ -40,8 +40,7 @@ class GeoJsonWriter(Writer):
         )
         self._file.write('{"type":"FeatureCollection","features":[')
 
-    def _add_window(self, window: Window) -> None:
-        nuclei = self._source.of(window)
+    def _add_nuclei(self, nuclei: Nuclei) -> None:
         names, columns = _measurement_columns(nuclei.table)
         rows = zip(*columns, strict=True)
         for outline, values in zip(nuclei.outlines, rows, strict=True):
@@ -110,8 +109,8 @@ class RoisWriter(Writer):
             zipfile.ZipFile(self._temporary, "w")
         )
 
-    def _add_window(self, window: Window) -> None:
-        for outline in self._source.of(window).outlines:
+    def _add_nuclei(self, nuclei: Nuclei) -> None:
+        for outline in nuclei.outlines:
             # A fixed date: equal nuclei give equal files.
             entry = zipfile.ZipInfo(f"{outline.id}.roi")
             self._zip.writestr(entry, make_roi(outline).tobytes())

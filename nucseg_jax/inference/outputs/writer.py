@@ -9,8 +9,8 @@ import pathlib
 from collections.abc import Iterator, Sequence
 
 from nucseg_jax import files
-from nucseg_jax.inference.outputs.nuclei import NucleiSource
-from nucseg_jax.inference.streams import Band, PlaneInfo, Window
+from nucseg_jax.inference.outputs.nuclei import Nuclei
+from nucseg_jax.inference.streams import Band, PlaneInfo
 
 
 class Writer(contextlib.AbstractContextManager):
@@ -27,24 +27,17 @@ class Writer(contextlib.AbstractContextManager):
 
     needs_bands = False
 
-    def __init__(
-        self,
-        path: pathlib.Path,
-        info: PlaneInfo,
-        source: NucleiSource | None = None,
-    ):
+    def __init__(self, path: pathlib.Path, info: PlaneInfo):
         """Starts a file.
 
         Args:
           path: What it will be called; folders are created.
           info: Of the plane.
-          source: Shared by the writers of a plane, so that nuclei are measured once.
 
         Raises:
           OSError: If it cannot be created.
         """
         self.path, self.info = path, info
-        self._source = source or NucleiSource(info)
         self._temporary = files.temporary_path(path)
         self._next_row = 0
         # What is closed when the writer aborts.
@@ -53,10 +46,10 @@ class Writer(contextlib.AbstractContextManager):
             path.parent.mkdir(parents=True, exist_ok=True)
             self._open()
 
-    def add_window(self, window: Window) -> None:
+    def add_nuclei(self, nuclei: Nuclei) -> None:
         """Takes the nuclei of a window."""
         with files.naming(self.path):
-            self._add_window(window)
+            self._add_nuclei(nuclei)
 
     def add_band(self, band: Band) -> None:
         """Takes the next rows.
@@ -123,8 +116,8 @@ class Writer(contextlib.AbstractContextManager):
     def _open(self) -> None:
         """Starts the temporary file; what it opens goes to `self._open_files`."""
 
-    def _add_window(self, window: Window) -> None:
-        """Takes a window; most writers need either windows or bands."""
+    def _add_nuclei(self, nuclei: Nuclei) -> None:
+        """Takes nuclei; most writers need either these or bands."""
 
     def _add_band(self, band: Band) -> None:
         """Takes a band."""
@@ -143,10 +136,10 @@ class WriterGroup(contextlib.AbstractContextManager):
     def __iter__(self) -> Iterator[Writer]:
         return iter(self.writers)
 
-    def add_window(self, window: Window) -> None:
-        """Hands a window to every writer."""
+    def add_nuclei(self, nuclei: Nuclei) -> None:
+        """Hands the nuclei of a window to every writer."""
         for writer in self.writers:
-            writer.add_window(window)
+            writer.add_nuclei(nuclei)
 
     def add_band(self, band: Band) -> None:
         """Hands the next rows to every writer."""

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
+from nucseg_jax.inference.outputs.nuclei import Nuclei
 from nucseg_jax.inference.streams import Band, PlaneInfo, Window
 
 CHANNELS = ("DAPI", "GFP")
@@ -45,7 +46,7 @@ class Plane:
     def feed(self, writer, *, num_windows: int = 1, heights: tuple[int, ...] = ()):
         """Hands everything to a writer."""
         for window in self.windows(num_windows):
-            writer.add_window(window)
+            writer.add_nuclei(Nuclei(window, self.info))
         for band in self.bands(*heights):
             writer.add_band(band)
 

@@ -120,6 +120,7 @@ CHILD = """
     import numpy as np
     from nucseg_jax.inference import outputs
     from nucseg_jax.inference.outputs import rasters
+    from nucseg_jax.inference.outputs.nuclei import Nuclei
     from nucseg_jax.inference.streams import Band, PlaneInfo, Window
 
     rasters.HELD_PIXELS = 0
@@ -130,7 +131,8 @@ CHILD = """
         [p.name for p in outputs.PRODUCTS], pathlib.Path(sys.argv[1]),
         pathlib.PurePath("a"), info,
     )
-    writers.add_window(Window(0, 0, labels[:50, :50], ones[:50, :50], ones[:50, :50]))
+    window = Window(0, 0, labels[:50, :50], ones[:50, :50], ones[:50, :50])
+    writers.add_nuclei(Nuclei(window, info))
     writers.add_band(Band(0, labels, ones, ones.repeat(3, 2).astype(np.uint8)))
     print("half", flush=True)
     time.sleep(60)

@@ -14,6 +14,7 @@ import zarr
 
 from nucseg_jax.inference import outputs
 from nucseg_jax.inference.outputs import PRODUCTS, rasters
+from nucseg_jax.inference.outputs.nuclei import Nuclei
 from nucseg_jax.inference.streams import Window
 
 NAMES = [product.name for product in PRODUCTS]
@@ -89,9 +90,12 @@ def test_windows_and_bands_may_come_in_any_order(tmp_path, plane):
         folder = tmp_path / name
         with outputs.create_writers(NAMES, folder, NAME, plane.info) as writers:
             for kind in (first, {"windows": "bands", "bands": "windows"}[first]):
-                for part in plane.windows(3) if kind == "windows" else plane.bands(20):
-                    add = writers.add_window if kind == "windows" else writers.add_band
-                    add(part)
+                if kind == "windows":
+                    for window in plane.windows(3):
+                        writers.add_nuclei(Nuclei(window, plane.info))
+                else:
+                    for band in plane.bands(20):
+                        writers.add_band(band)
     for path in LAYOUT.values():
         if not path.endswith(".zarr"):
             one, other = (tmp_path / name / path for name in "ab")
@@ -167,7 +171,7 @@ def test_vectors_and_tables_of_1000_nuclei_a_megapixel_are_written_in_time(
     def seconds(names) -> float:
         with outputs.create_writers(names, tmp_path, NAME, plane.info) as writers:
             start = time.thread_time()
-            writers.add_window(window)
+            writers.add_nuclei(Nuclei(window, plane.info))
             taken = time.thread_time() - start
             for band in plane.bands():
                 writers.add_band(band)

@@ -8,6 +8,7 @@ import pathlib
 import pytest
 
 from nucseg_jax.inference.outputs import create_writers, summaries
+from nucseg_jax.inference.outputs.nuclei import Nuclei
 
 NAME = pathlib.PurePath("b/c")
 FEW = '{"name": "a", "source": "a", "stamp": "", "outputs": {}}'  # No size, no count.
@@ -19,7 +20,8 @@ def run(folder, name, plane, save=("table",), **info):
         for window in plane.windows():
             # As many channels as the plane has names for.
             pixels = window.pixels[..., : len(info.channels)]
-            writers.add_window(type(window)(**{**vars(window), "pixels": pixels}))
+            window = type(window)(**{**vars(window), "pixels": pixels})
+            writers.add_nuclei(Nuclei(window, info))
         for band in plane.bands():
             writers.add_band(band)
 

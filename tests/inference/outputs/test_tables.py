@@ -11,6 +11,7 @@ import pytest
 
 from nucseg_jax.inference.measurements import measure_nuclei
 from nucseg_jax.inference.outputs import tables
+from nucseg_jax.inference.outputs.nuclei import Nuclei
 from nucseg_jax.inference.streams import Window
 
 
@@ -58,7 +59,7 @@ def test_positions_in_large_images_keep_their_fractions(tmp_path, plane):
     window = plane.windows()[0]
     far = Window(912_345, 812_345, window.labels, window.probs, window.pixels)
     with tables.TableWriter(tmp_path / "a.csv", info) as writer:
-        writer.add_window(far)
+        writer.add_nuclei(Nuclei(far, info))
     near = measure_nuclei(window.labels, window.probs)
     found = [float(row["y"]) for row in read_rows(tmp_path / "a.csv")]
     np.testing.assert_allclose(found, near["y"] + 912_345, rtol=0, atol=5.1e-4)
@@ -72,7 +73,7 @@ def test_a_table_without_nuclei_has_a_header(tmp_path, plane, make_plane, num_wi
         plane.feed(writer)
     with tables.TableWriter(tmp_path / "empty.csv", empty.info) as writer:
         for _ in range(num_windows):
-            writer.add_window(blank)
+            writer.add_nuclei(Nuclei(blank, empty.info))
     full = (tmp_path / "full.csv").read_text("utf-8").splitlines()
     assert (tmp_path / "empty.csv").read_text("utf-8").splitlines() == full[:1]
 

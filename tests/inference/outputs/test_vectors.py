@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from nucseg_jax.inference.measurements import measure_nuclei
+from nucseg_jax.inference.outputs.nuclei import Nuclei
 from nucseg_jax.inference.outputs.outlines import Outline, trace_outlines
 from nucseg_jax.inference.outputs.vectors import GeoJsonWriter, RoisWriter, make_roi
 from nucseg_jax.inference.streams import Window
@@ -88,7 +89,7 @@ def test_geojson_leaves_out_what_is_no_number(tmp_path, plane):
     pixels[plane.labels == 5] = np.nan, np.inf
     window = Window(0, 0, plane.labels, plane.probs, pixels)
     with GeoJsonWriter(tmp_path / "a.geojson", plane.info) as writer:
-        writer.add_window(window)
+        writer.add_nuclei(Nuclei(window, plane.info))
     text = (tmp_path / "a.geojson").read_text("utf-8")
     features = json.loads(text, parse_constant=pytest.fail)["features"]
     names = [set(feature["properties"]["measurements"]) for feature in features]
@@ -122,7 +123,7 @@ def test_geojson_without_nuclei_is_an_empty_collection(tmp_path, make_plane, win
     plane = make_plane(np.zeros((4, 5), np.int32))
     with GeoJsonWriter(tmp_path / "a.geojson", plane.info) as writer:
         for window in [Window(0, 0, plane.labels, plane.probs, plane.pixels)] * windows:
-            writer.add_window(window)
+            writer.add_nuclei(Nuclei(window, plane.info))
     assert json.loads((tmp_path / "a.geojson").read_text()) == {
         "type": "FeatureCollection",
         "features": [],
