@@ -86,7 +86,7 @@ def warn_of_data(examples: list[Example]) -> None:
     if not before:
         print(
             f"WARNING: {_CHECKPOINT.value} was exported and does not tell from which "
-            "images it learned: none of them may be among these"
+            "images it learned: make sure that none of them is among these"
         )
     elif shared.given(shared.DATA_SETTINGS):
         return

@@ -88,6 +88,11 @@ class DataConfig:
         2048, "Memory for decoded examples in each loading process, MiB."
     )
 
+    @property
+    def resizes(self) -> bool:
+        """Whether whole images are brought to one size."""
+        return self.framing == "resize"
+
     def __post_init__(self):
         _check_choice("truth", self.truth, Truth)
         _check_choice("framing", self.framing, Framing)

@@ -91,15 +91,8 @@ class PreparedExamples:
 
     def _prepare(self, index: int) -> Sample:
         image, label_image = truth.read_pair(self._examples[index])
-        side = self._config.size if self._config.framing == "resize" else 0
-        image_u8 = preprocessing.prepare_image(
-            image,
-            clahe_clip_limit=self._config.clahe_clip_limit,
-            normalization=self._config.normalization,
-            side=side,
-        )
-        if side:
-            label_image = preprocessing.resize_labels(label_image, (side, side))
+        image_u8 = preprocessing.prepare_image(image, self._config)
+        label_image = preprocessing.resize_labels(label_image, image_u8.shape[:2])
         name = str(self._examples[index].truth[0])
         return Sample(image_u8, _to_uint16(label_image, name), index)
 
@@ -160,7 +153,7 @@ class Augment(grain.transforms.RandomMap):
 
     def _create(self):
         if not hasattr(self._local, "augmentation"):
-            crop = self._config.size if self._config.framing == "crop" else 0
+            crop = 0 if self._config.resizes else self._config.size
             self._local.augmentation = transforms.create_augmentation(
                 self._config.augmentation, crop=crop, zoom=self._config.zoom
             )

@@ -9,36 +9,32 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from nucseg_jax.config import DataConfig
+
 _CLAHE_TILES = (8, 8)
 _COUNTED_PIXELS = 1 << 22
 
 
-def prepare_image(
-    image: np.ndarray,
-    *,
-    clahe_clip_limit: float,
-    normalization: str = "none",
-    side: int = 0,
-) -> np.ndarray:
+def prepare_image(image: np.ndarray, config: DataConfig) -> np.ndarray:
     """Normalises an image, resizes it to a square and evens out its contrast.
+
+    Each where the config asks for it.
 
     Args:
       image: float32 [H, W, 3] in [0, 1].
-      clahe_clip_limit: Contrast limit of CLAHE, on the lightness; disabled if 0.
-      normalization: See `contrast_table`.
-      side: Side of the square, pixels; the size is kept if 0.
+      config: Of the training data.
 
     Returns:
-      uint8 [side, side, 3] or [H, W, 3].
+      uint8 [size, size, 3] where whole images are resized, or else [H, W, 3].
     """
     image_u8 = to_uint8(image)
-    if normalization != "none":
-        table = contrast_table(histogram(image_u8), normalization)
+    if config.normalization != "none":
+        table = contrast_table(histogram(image_u8), config.normalization)
         image_u8 = map_values(image_u8, table)
-    if side:
-        image_u8 = resize(image_u8, (side, side))
-    if clahe_clip_limit:
-        image_u8 = equalize(image_u8, clip_limit=clahe_clip_limit)
+    if config.resizes:
+        image_u8 = resize(image_u8, (config.size, config.size))
+    if config.clahe_clip_limit:
+        image_u8 = equalize(image_u8, clip_limit=config.clahe_clip_limit)
     return image_u8
 
 

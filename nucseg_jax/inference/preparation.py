@@ -30,23 +30,13 @@ class Preparation:
 
     config: DataConfig
 
-    @property
-    def resizes(self) -> bool:
-        """Whether whole images are brought to one size."""
-        return self.config.framing == "resize"
-
     def network_shape(self, shape: tuple[int, int]) -> tuple[int, int]:
         """Height and width of a prepared image."""
-        return (self.config.size, self.config.size) if self.resizes else shape
+        return (self.config.size, self.config.size) if self.config.resizes else shape
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """Prepares a whole image float32 [H, W, 3] in [0, 1]: uint8 [h, w, 3]."""
-        return preprocessing.prepare_image(
-            image,
-            clahe_clip_limit=self.config.clahe_clip_limit,
-            normalization=self.config.normalization,
-            side=self.config.size if self.resizes else 0,
-        )
+        return preprocessing.prepare_image(image, self.config)
 
     def reader(self, plane: Plane, look: ReadRegion) -> ReadRegion:
         """Reads prepared regions, by what the whole plane's values are.
@@ -94,7 +84,7 @@ class Preparation:
 
     def _why_whole(self) -> str:
         """Says why a plane is prepared as a whole; "" if it need not be."""
-        if self.resizes:
+        if self.config.resizes:
             return "it resizes whole images"
         return "its CLAHE needs the whole image" if self.config.clahe_clip_limit else ""
 

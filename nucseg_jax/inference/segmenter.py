@@ -94,7 +94,7 @@ class Segmenter:
             features=features,
             num_targets=len(config.targets),
             tile=tile,
-            undivided=self._preparation.resizes,
+            undivided=self._config.resizes,
         )
         self.decoding = decoding or DecodingConfig()
 
@@ -119,7 +119,7 @@ class Segmenter:
           tenth.
         """
         trained = self._config.pixel_size
-        if not pixel_size or not trained or self._preparation.resizes:
+        if not pixel_size or not trained or self._config.resizes:
             return 1.0
         scale = pixel_size / trained
         return scale if not 0.9 < scale < 1.1 else 1.0
@@ -252,7 +252,7 @@ class Segmenter:
             scaling.check_scale(scale)
         except ValueError as error:
             raise ImageError(f"{plane.name}: {error}") from error
-        if scale != 1 and self._preparation.resizes:
+        if scale != 1 and self._config.resizes:
             raise ImageError(
                 f"{plane.name}: the network sees whole images resized to one size, so "
                 f"that a scale of {scale:g} would change nothing: leave it out"
@@ -320,7 +320,7 @@ class Segmenter:
     ) -> Iterator[np.ndarray]:
         """Predicts a plane: float32 [rows, W, T], from top to bottom."""
         shape = plane.shape[:2]
-        if self._preparation.resizes:
+        if self._config.resizes:
             image = self._preparation.read_whole(plane, look)
             yield self.predict(image, tell_tiles=tell_tiles)
             return

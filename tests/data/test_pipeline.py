@@ -77,7 +77,7 @@ def test_rows_are_the_examples_they_name(write_examples):
     (batch,) = take(1, examples, PLAIN, batch_size=4)
     for image, index in zip(batch["image_u8"], batch["index"], strict=True):
         file = images.read_image(examples[index].image)
-        expected = preprocessing.prepare_image(file, clahe_clip_limit=0, side=16)
+        expected = preprocessing.prepare_image(file, PLAIN)
         np.testing.assert_array_equal(image, expected)
 
 
@@ -96,7 +96,7 @@ def test_contrast_is_evened_out_with_the_configured_limit(write_examples):
     (batch,) = take(1, examples, config, batch_size=2)
     for image, index in zip(batch["image_u8"], batch["index"], strict=True):
         file = images.read_image(examples[index].image)
-        expected = preprocessing.prepare_image(file, clahe_clip_limit=3.0, side=16)
+        expected = preprocessing.prepare_image(file, config)
         np.testing.assert_array_equal(image, expected)
 
 
@@ -243,9 +243,9 @@ def test_evaluation_prepares_but_does_not_augment(write_examples):
     for image, mask, example in zip(
         batch["image_u8"], batch["mask"], examples, strict=True
     ):
-        expected = preprocessing.prepare_image(
-            images.read_image(example.image), clahe_clip_limit=2.5, side=16
-        )
+        file = images.read_image(example.image)
+        config = DataConfig(size=16, clahe_clip_limit=2.5)
+        expected = preprocessing.prepare_image(file, config)
         np.testing.assert_array_equal(image, expected)
         labels = images.read_label_image(example.truth[0])
         expected = preprocessing.resize_labels(labels, (16, 16)) > 0

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nucseg_jax.config import DataConfig
 from nucseg_jax.data import preprocessing
 
 RNG = np.random.default_rng(0)
@@ -174,15 +175,15 @@ def test_image_and_labels_stay_aligned_when_resized(size):
 def test_image_of_8_bits_passes_unchanged_where_nothing_is_asked_for():
     image_u8 = cells()
     image = preprocessing.to_float(image_u8)
-    prepared = preprocessing.prepare_image(image, clahe_clip_limit=0)
+    config = DataConfig(framing="crop", clahe_clip_limit=0)
+    prepared = preprocessing.prepare_image(image, config)
     np.testing.assert_array_equal(prepared, image_u8)
 
 
 def test_contrast_is_evened_out_after_resizing():
     image_u8 = cells()
-    prepared = preprocessing.prepare_image(
-        preprocessing.to_float(image_u8), clahe_clip_limit=2.5, side=32
-    )
+    config = DataConfig(size=32, clahe_clip_limit=2.5)
+    prepared = preprocessing.prepare_image(preprocessing.to_float(image_u8), config)
     resized = preprocessing.resize(image_u8, (32, 32))
     expected = preprocessing.equalize(resized, clip_limit=2.5)
     assert prepared.shape == (32, 32, 3) and prepared.dtype == np.uint8
@@ -205,19 +206,18 @@ def test_stretching_takes_the_percentiles_to_the_ends():
 @pytest.mark.parametrize("normalization", ["none", "stretch", "dark"])
 def test_a_flat_image_stays_flat_and_finite(normalization):
     image = np.full((6, 7, 3), 0.4, np.float32)
-    result = preprocessing.prepare_image(
-        image, clahe_clip_limit=0, normalization=normalization
-    )
+    config = DataConfig(framing="crop", clahe_clip_limit=0, normalization=normalization)
+    result = preprocessing.prepare_image(image, config)
     assert len(np.unique(result)) == 1
 
 
 def test_a_bright_background_becomes_dark_and_a_dark_one_stays():
     dark = np.full((20, 20, 3), 30, np.uint8)
     dark[5:9, 5:9] = 200
+    config = DataConfig(framing="crop", clahe_clip_limit=0, normalization="dark")
     for image_u8 in (dark, 255 - dark):
-        result = preprocessing.prepare_image(
-            preprocessing.to_float(image_u8), clahe_clip_limit=0, normalization="dark"
-        )
+        image = preprocessing.to_float(image_u8)
+        result = preprocessing.prepare_image(image, config)
         assert (result[5:9, 5:9] == 255).all() and result[0, 0, 0] == 0
 
 

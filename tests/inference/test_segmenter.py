@@ -127,7 +127,8 @@ def test_resize_framing_shows_the_network_one_square_as_in_training(network, siz
     image = np.random.default_rng(0).random((*size, 3), np.float32)
     segment = Segmenter(network, DataConfig(framing="resize", size=32, **PLAIN))
     probs = segment.predict(image)
-    expected = preprocessing.prepare_image(image, clahe_clip_limit=0, side=32)
+    config = DataConfig(size=32, clahe_clip_limit=0)
+    expected = preprocessing.prepare_image(image, config)
     np.testing.assert_allclose(network.seen[0][0] * 255, expected, atol=1e-4)
     assert probs.shape == (*size, 1)
     assert probs.dtype == np.float32
