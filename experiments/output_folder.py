@@ -9,10 +9,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from nucseg_jax.files import TEXT, replacing, write_json
+from nucseg_jax.inference.jobs import Outcome
 from nucseg_jax.inference.outputs import merge_tables
 from nucseg_jax.inference.outputs.page import write_report
 from nucseg_jax.inference.outputs.summaries import SETTINGS
-from nucseg_jax.inference.run import Outcome
 
 
 def check_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:

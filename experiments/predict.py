@@ -30,13 +30,8 @@ from experiments.prediction import (
 )
 from nucseg_jax import pretrained
 from nucseg_jax.inference import outputs
-from nucseg_jax.inference.run import (
-    Options,
-    Outcome,
-    find_jobs,
-    segment_files,
-    select_shard,
-)
+from nucseg_jax.inference.jobs import Options, Outcome, find_jobs, select_shard
+from nucseg_jax.inference.run import segment_files
 from nucseg_jax.inference.segmenter import Segmenter, load_segmenter
 from nucseg_jax.inference.streams import PlaneInfo
 from nucseg_jax.inference.tile_predictor import TellTiles

@@ -33,7 +33,7 @@ from experiments.prediction import (
 )
 from nucseg_jax import pretrained
 from nucseg_jax.inference import outputs
-from nucseg_jax.inference.run import find_jobs
+from nucseg_jax.inference.jobs import find_jobs
 
 shared.checkpoint(required=False)
 _INPUT = shared.source("The image, where all workers can read it.")

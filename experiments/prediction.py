@@ -11,7 +11,7 @@ from absl import flags
 from experiments.flags import parse_threshold
 from nucseg_jax import pretrained
 from nucseg_jax.checkpoints import read_digest
-from nucseg_jax.inference.run import Options
+from nucseg_jax.inference.jobs import Options
 
 
 def read_options(save: Sequence[str]) -> Options:

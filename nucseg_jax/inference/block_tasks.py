@@ -32,10 +32,7 @@ from nucseg_jax.data.planes import Plane
 from nucseg_jax.files import TEXT, replacing
 from nucseg_jax.inference import contrast
 from nucseg_jax.inference.blocks import Block, Blocks, assemble, claim
-from nucseg_jax.inference.outputs.labels_zarr import CHUNK
-from nucseg_jax.inference.outputs.nuclei import Nuclei
-from nucseg_jax.inference.outputs.tables import format_rows
-from nucseg_jax.inference.run import (
+from nucseg_jax.inference.jobs import (
     Job,
     Options,
     describe,
@@ -43,6 +40,9 @@ from nucseg_jax.inference.run import (
     open_job,
     take_stamp,
 )
+from nucseg_jax.inference.outputs.labels_zarr import CHUNK
+from nucseg_jax.inference.outputs.nuclei import Nuclei
+from nucseg_jax.inference.outputs.tables import format_rows
 from nucseg_jax.inference.segmenter import Segmenter, choose_halo, make_segmenter
 from nucseg_jax.inference.streams import PlaneInfo, Window
 
@@ -87,7 +87,7 @@ class Description:
     Attributes:
       info: What outputs need to know.
       suffix: Of the names of its results.
-      is_own: Whether it is left to this file, see `run.is_own`.
+      is_own: Whether it is left to this file, see `jobs.is_own`.
       scale: By which the network sees it resized.
       halo: Pixels around a block.
       normalization: Of the network.

@@ -29,11 +29,11 @@ from nucseg_jax.inference import block_tasks, outputs
 from nucseg_jax.inference.block_tasks import Description, Network, Source, Work
 from nucseg_jax.inference.blocks import Block, Blocks, number_blocks, round_of
 from nucseg_jax.inference.contrast import Contrast, make_contrast
+from nucseg_jax.inference.jobs import Job, Options, Outcome, is_done
 from nucseg_jax.inference.outputs.labels_zarr import CHUNK, create_pyramid
 from nucseg_jax.inference.outputs.nuclei import column_names
 from nucseg_jax.inference.outputs.summaries import summary_path
 from nucseg_jax.inference.outputs.tables import format_summary
-from nucseg_jax.inference.run import Job, Options, Outcome, is_done
 
 SAVE = ("labels_zarr", "table")
 _SCRATCH = "blocks"
@@ -85,16 +85,12 @@ def segment_image(
     for index, plane in enumerate(planes):
         if not plane.is_own:
             continue
-        name = job.name.with_name(job.name.name + plane.suffix)
+        name = job.result_name(plane.suffix)
         if is_done(run.output, name, plane.info, SAVE):
-            outcome = dataclasses.replace(outcome, num_skipped=outcome.num_skipped + 1)
-            continue
-        count = run.segment_plane(Source(job, index, options), plane, name)
-        outcome = dataclasses.replace(
-            outcome,
-            num_planes=outcome.num_planes + 1,
-            num_nuclei=outcome.num_nuclei + count,
-        )
+            outcome = outcome.with_skipped()
+        else:
+            source = Source(job, index, options)
+            outcome = outcome.with_plane(run.segment_plane(source, plane, name))
     return outcome
 
 

@@ -27,7 +27,7 @@ class PlaneInfo:
       channels: Names of the raw channels.
       pixel_size: Micrometres a pixel; None = unknown.
       targets: Names of the probabilities' channels.
-      stamp: Of the file, see `run.take_stamp`; "" = unknown.
+      stamp: Of the file, see `jobs.take_stamp`; "" = unknown.
     """
 
     name: str

@@ -16,7 +16,7 @@ from experiments.prediction import (
 from nucseg_jax import pretrained
 from nucseg_jax.checkpoints import read_digest
 from nucseg_jax.inference.block_tasks import Network
-from nucseg_jax.inference.run import Job, Outcome
+from nucseg_jax.inference.jobs import Job, Outcome
 from nucseg_jax.inference.streams import PlaneInfo
 
 INFO = PlaneInfo("sub/a.tif", pathlib.Path("a.tif"), 9, 9, ("0",), None, ("x",))

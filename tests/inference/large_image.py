@@ -22,8 +22,9 @@ import tifffile
 
 from nucseg_jax.config import DataConfig
 from nucseg_jax.inference import tiling
+from nucseg_jax.inference.jobs import Options, find_jobs
 from nucseg_jax.inference.predictor import make_predict_fn
-from nucseg_jax.inference.run import Options, find_jobs, segment_files
+from nucseg_jax.inference.run import segment_files
 from nucseg_jax.inference.segmenter import Segmenter
 from nucseg_jax.network.unet_plus_plus import UNetPlusPlus
 from tests.helpers import random_variables

@@ -23,7 +23,8 @@ from nucseg_jax.inference import block_tasks, cluster
 from nucseg_jax.inference.block_tasks import Network
 from nucseg_jax.inference.blocks import Blocks
 from nucseg_jax.inference.contrast import Contrast
-from nucseg_jax.inference.run import Options, find_jobs, segment_files
+from nucseg_jax.inference.jobs import Options, find_jobs
+from nucseg_jax.inference.run import segment_files
 from nucseg_jax.inference.segmenter import load_segmenter
 from nucseg_jax.training.optim import create_optimizer
 from nucseg_jax.training.state import TrainState

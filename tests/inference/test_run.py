@@ -14,7 +14,8 @@ import tifffile
 from nucseg_jax.config import DataConfig, DecodingConfig
 from nucseg_jax.data.images import MAX_PIXELS, ImageError, read_image
 from nucseg_jax.inference import preparation
-from nucseg_jax.inference.run import Options, find_jobs, segment_files, select_shard
+from nucseg_jax.inference.jobs import Options, find_jobs, select_shard
+from nucseg_jax.inference.run import segment_files
 from nucseg_jax.inference.segmenter import Segmenter
 from tests.data.files import write_ome_parts, write_ome_zarr
 from tests.helpers import disc_image

@@ -1,0 +1,302 @@
+"""The files to segment: which they are, how they open, and which are done."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import itertools
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Self
+
+from nucseg_jax.data.errors import ImageError
+from nucseg_jax.data.planes import (
+    ZARR_SUFFIX,
+    Plane,
+    can_open,
+    check_pixel_size,
+    open_planes,
+)
+from nucseg_jax.inference import outputs
+from nucseg_jax.inference.outputs import summaries
+from nucseg_jax.inference.scaling import check_scale
+from nucseg_jax.inference.streams import PlaneInfo
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One file to segment.
+
+    Attributes:
+      image: The file.
+      relative: The same, relative to the folder that was searched.
+      name: Of its results below each output folder, without ending.
+      is_alone: Whether the file was named, not found in a folder. If it is a part of an
+        OME-TIFF in several files, pictures that lie in other parts are its own, too.
+    """
+
+    image: pathlib.Path
+    relative: pathlib.PurePath
+    name: pathlib.PurePath
+    is_alone: bool = False
+
+    def result_name(self, suffix: str) -> pathlib.PurePath:
+        """Name of the results of one of its planes, which has this suffix."""
+        return self.name.with_name(self.name.name + suffix)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of one file.
+
+    Attributes:
+      job: Which.
+      num_nuclei: Newly found, in all its planes.
+      num_planes: Newly segmented.
+      num_skipped: Planes that were finished before.
+      num_elsewhere: Planes that are left to another file, in which they begin.
+      error: Why it could not be finished; "" if it was.
+    """
+
+    job: Job
+    num_nuclei: int = 0
+    num_planes: int = 0
+    num_skipped: int = 0
+    num_elsewhere: int = 0
+    error: str = ""
+
+    def with_plane(self, num_nuclei: int) -> Self:
+        """Counts a plane that was segmented."""
+        return dataclasses.replace(
+            self,
+            num_planes=self.num_planes + 1,
+            num_nuclei=self.num_nuclei + num_nuclei,
+        )
+
+    def with_skipped(self) -> Self:
+        """Counts a plane that was finished before."""
+        return dataclasses.replace(self, num_skipped=self.num_skipped + 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to do with each file.
+
+    Attributes:
+      save: Names of `outputs.PRODUCTS`.
+      channel: Which channel to look at, see `open_planes`.
+      axes: What the axes of a stack are, see `open_planes`.
+      pixel_size: Micrometres a pixel, instead of what files say; None = as they say.
+      scale: Resize by this factor for the network; None = by the pixel sizes of the
+        image and of the training images, where both are known.
+      max_pixels: Refuse larger images of a kind that is decoded as a whole.
+
+    Raises:
+      ValueError: If the pixel size or the scale cannot be.
+    """
+
+    save: Sequence[str]
+    channel: str | None = None
+    axes: str | None = None
+    pixel_size: float | None = None
+    scale: float | None = None
+    max_pixels: int
+
+    def __post_init__(self):
+        check_pixel_size(self.pixel_size)
+        if self.scale is not None:
+            check_scale(self.scale)
+
+
+def find_jobs(source: str | os.PathLike) -> list[Job]:
+    """Lists the images of a file or folder, subfolders included, in name order.
+
+    Links are followed; subfolders with results of earlier runs are left out. Results
+    keep the image's name; where two would share one, as of a.jpg and a.tif, the ending
+    stays in it.
+
+    Raises:
+      ImageError: If there is no such file or folder, no image in it, or a folder that
+        may not be read.
+    """
+    root = pathlib.Path(source)
+    if root.is_file() or (root.is_dir() and _is_zarr(root.name)):
+        relative = pathlib.PurePath(root.name)
+        return [Job(root, relative, relative.with_suffix(""), is_alone=True)]
+    if not root.is_dir():
+        raise ImageError(f"{root}: no such file or folder")
+    found = sorted(_walk_images(root))
+    if not found:
+        raise ImageError(f"{root}: holds no image (PNG, JPEG, BMP, TIFF or OME-Zarr)")
+    names = _name_results(found)
+    return [
+        Job(root / path, path, name) for path, name in zip(found, names, strict=True)
+    ]
+
+
+def select_shard(jobs: Sequence[Job], num_shards: int, shard_index: int) -> list[Job]:
+    """Takes every `num_shards`-th job, beginning with the `shard_index`-th.
+
+    Raises:
+      ValueError: If there is no such shard.
+    """
+    if not 0 <= shard_index < num_shards:
+        raise ValueError(
+            f"shard_index is {shard_index}; with {num_shards} shard(s) it must be 0 to "
+            f"{num_shards - 1}"
+        )
+    return list(jobs[shard_index::num_shards])
+
+
+@contextlib.contextmanager
+def open_job(job: Job, options: Options) -> Iterator[list[Plane]]:
+    """Opens the planes of a file as the options say; see `open_planes`."""
+    with open_planes(
+        job.image,
+        channel=options.channel,
+        axes=options.axes,
+        max_pixels=options.max_pixels,
+    ) as planes:
+        size = options.pixel_size
+        if size is not None:
+            planes = [dataclasses.replace(p, pixel_size=size) for p in planes]
+        yield planes
+
+
+def is_own(job: Job, plane: Plane) -> bool:
+    """Tells whether a plane is left to its file, and not to another of the folder.
+
+    Each part of an OME-TIFF in several files may open as the whole: its planes are
+    those of the first part that is found beside the file.
+    """
+    if job.is_alone:
+        return True
+    for part in plane.files:
+        beside = job.image.with_name(part.name)
+        if can_open(beside) and beside.exists() and beside.samefile(part):
+            return beside.samefile(job.image)
+    return True
+
+
+def take_stamp(image: pathlib.Path, planes: Iterable[Plane]) -> str:
+    """Tells size and last change of the files that hold planes, all together.
+
+    These are all files of an OME-Zarr, and the parts of an OME-TIFF. Results belong to
+    a file as it was: where it lies may change, this not.
+
+    Raises:
+      ImageError: If it cannot be looked at.
+    """
+    # Planes of one series share them.
+    shared = {id(plane.files): plane.files for plane in planes}
+    parts = {image, *itertools.chain(*shared.values())}
+    try:
+        inside = (
+            os.path.join(folder, name)
+            for folder, _, names in os.walk(image)
+            for name in names
+        )
+        states = [os.stat(path) for path in inside] or [p.stat() for p in parts]
+    except OSError as error:
+        raise ImageError(f"{image}: {error.strerror}") from error
+    latest = max(state.st_mtime_ns for state in states)
+    return f"{sum(state.st_size for state in states)} bytes, {latest} ns"
+
+
+def describe(job: Job, plane: Plane, targets: tuple[str, ...], stamp: str) -> PlaneInfo:
+    """Tells what outputs need to know of a plane of a file."""
+    return PlaneInfo(
+        name=(job.relative.parent / plane.name).as_posix(),
+        source=job.image.absolute(),
+        height=plane.shape[0],
+        width=plane.shape[1],
+        channels=plane.channels,
+        pixel_size=plane.pixel_size,
+        targets=targets,
+        stamp=stamp,
+    )
+
+
+def is_done(
+    output: pathlib.Path, name: pathlib.PurePath, info: PlaneInfo, save: Sequence[str]
+) -> bool:
+    """Tells whether all products of a plane of this very file are there.
+
+    Raises:
+      ImageError: If results of another file have that name.
+    """
+    if outputs.is_finished(output, name, save, info.stamp):
+        return True
+    _check_name_is_free(output, name, info)
+    return False
+
+
+def _check_name_is_free(
+    output: pathlib.Path, name: pathlib.PurePath, info: PlaneInfo
+) -> None:
+    """Lets results of the same file, which has changed, be replaced, but no others."""
+    with contextlib.suppress(FileNotFoundError, summaries.SummaryError):
+        summary = summaries.read_summary(summaries.summary_path(output, name))
+        before = pathlib.Path(summary["source"])
+        is_same = info.stamp == summary["stamp"]
+        if not is_same and before != info.source:
+            raise ImageError(
+                f"{info.source}: {output} holds the results of {before} under the same "
+                f"name, {name}: give another --output"
+            )
+
+
+def _walk_images(root: pathlib.Path) -> Iterator[pathlib.PurePath]:
+    """Yields the images below a folder, relative to it; hidden ones are left out."""
+
+    def refuse(error: OSError) -> None:
+        raise ImageError(f"{error.filename}: cannot be searched ({error.strerror})")
+
+    top, seen = os.path.realpath(root), set()
+    for folder, subfolders, names in os.walk(root, onerror=refuse, followlinks=True):
+        if (place := os.path.realpath(folder)) in seen:  # Links may lead in circles.
+            subfolders.clear()
+            continue
+        seen.add(place)
+        subfolders.sort()
+        found = [name for name in subfolders if _is_zarr(name)]
+        # An OME-Zarr is a folder, and one image.
+        subfolders[:] = [
+            name
+            for name in subfolders
+            if name not in found
+            and name[0] != "."
+            and not _leads_inside(os.path.join(folder, name), top)
+            and not outputs.holds_results(pathlib.Path(folder, name))
+        ]
+        found += [name for name in names if can_open(pathlib.Path(name))]
+        for name in found:
+            yield pathlib.PurePath(folder, name).relative_to(root)
+
+
+def _leads_inside(path: str, top: str) -> bool:
+    """Tells if a path is a link to a folder below `top`, which is found anyway."""
+    target = pathlib.Path(os.path.realpath(path))
+    return os.path.islink(path) and target.is_relative_to(top)
+
+
+def _is_zarr(folder: str) -> bool:
+    return folder.lower().endswith(ZARR_SUFFIX) and folder[0] != "."
+
+
+def _name_results(paths: Sequence[pathlib.PurePath]) -> list[pathlib.PurePath]:
+    """Names each result so that no two are the same, on any file system.
+
+    A folder of images may be called like a file of results: "a.tif".
+    """
+    short = [path.with_suffix("") for path in paths]
+    folders = {folder for path in paths for folder in path.parents if folder.name}
+    alike = [f for f in folders if f.suffix.lower() in outputs.SUFFIXES]
+    taken = [*short, *paths, *(folder.with_suffix("") for folder in alike)]
+    uses = collections.Counter(str(path).casefold() for path in taken)
+    return [
+        name if uses[str(name).casefold()] == 1 else path
+        for name, path in zip(short, paths, strict=True)
+    ]
