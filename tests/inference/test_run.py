@@ -1,10 +1,9 @@
-"""Many files: which are found, what their results are called, what is written."""
+"""Many files: what is written, what is skipped, what is told."""
 
 import contextlib
 import csv
 import json
 import os
-import pathlib
 
 import numpy as np
 import PIL.Image
@@ -12,173 +11,13 @@ import pytest
 import tifffile
 
 from nucseg_jax.config import DataConfig, DecodingConfig
-from nucseg_jax.data.images import MAX_PIXELS, ImageError, read_image
+from nucseg_jax.data.images import MAX_PIXELS, read_image
 from nucseg_jax.inference import preparation
-from nucseg_jax.inference.jobs import Options, find_jobs, select_shard
+from nucseg_jax.inference.jobs import Options, find_jobs
 from nucseg_jax.inference.run import segment_files
 from nucseg_jax.inference.segmenter import Segmenter
 from tests.data.files import write_ome_parts, write_ome_zarr
 from tests.helpers import disc_image
-
-
-def touch(root, *names):
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"")
-
-
-def named(root):
-    """Relative path of each image -> name of its results."""
-    return {
-        job.image.relative_to(root).as_posix(): job.name.as_posix()
-        for job in find_jobs(root)
-    }
-
-
-def test_images_are_found_in_name_order(tmp_path):
-    touch(tmp_path, "c.png", "a.tif", "b.JPG", "notes.txt", "d.csv")
-    assert named(tmp_path) == {"a.tif": "a", "b.JPG": "b", "c.png": "c"}
-    assert [job.image.name for job in find_jobs(tmp_path)] == [
-        "a.tif",
-        "b.JPG",
-        "c.png",
-    ]
-
-
-def test_subfolders_are_kept(tmp_path):
-    touch(tmp_path, "a.png", "day 1/a.png", "day 1/well 2/a.tif", "day 2/b.bmp")
-    assert named(tmp_path) == {
-        "a.png": "a",
-        "day 1/a.png": "day 1/a",
-        "day 1/well 2/a.tif": "day 1/well 2/a",
-        "day 2/b.bmp": "day 2/b",
-    }
-
-
-def test_hidden_files_are_ignored(tmp_path):
-    touch(tmp_path, "a.png", ".a.png", "sub/._b.tif", ".b.png.1234.tmp")
-    assert named(tmp_path) == {"a.png": "a"}
-
-
-def test_names_that_differ_in_their_ending_alone_do_not_clash(tmp_path):
-    touch(tmp_path, "a.png", "a.tif", "b.jpg", "sub/a.png")
-    assert named(tmp_path) == {
-        "a.png": "a.png",
-        "a.tif": "a.tif",
-        "b.jpg": "b",
-        "sub/a.png": "sub/a",
-    }
-
-
-def test_no_two_results_share_a_name(tmp_path):
-    touch(tmp_path, "a.png", "a.tif", "a.jpg", "a_png.tif", "a.png.tif", "a.png.jpg")
-    touch(tmp_path, "a.tif.png", "a.tif.png.png", "a.tif.png.bmp", "a_tif.png")
-    names = named(tmp_path)
-    assert len(set(names.values())) == len(names) == 10
-
-
-def test_a_file_may_be_named_itself(tmp_path):
-    touch(tmp_path, "a.b.tif")
-    (job,) = find_jobs(str(tmp_path / "a.b.tif"))
-    assert (job.image, job.name) == (tmp_path / "a.b.tif", pathlib.Path("a.b"))
-
-
-def test_folders_are_no_images(tmp_path):
-    touch(tmp_path, "a.png/b.tif")
-    assert named(tmp_path) == {"a.png/b.tif": "a.png/b"}
-
-
-def test_a_folder_may_be_called_like_results(tmp_path):
-    """The label image of x.png would be labels/x.tif, a folder of those of others."""
-    touch(tmp_path, "x.png", "X.TIF/y.png", "z.png", "z.d/a.png")
-    assert named(tmp_path) == {
-        "x.png": "x.png",
-        "X.TIF/y.png": "X.TIF/y",
-        "z.png": "z",
-        "z.d/a.png": "z.d/a",
-    }
-
-
-def test_linked_folders_are_searched_once(tmp_path):
-    touch(tmp_path, "images/b/c.png", "images/e/f.png", "elsewhere/d.png")
-    for link, target in {
-        "images/a": "images/b",
-        "images/b/e": "images/e",
-        "images/b/up": "images",
-        "images/x": "elsewhere",
-        "images/z": "elsewhere",
-        "elsewhere/self": "elsewhere",
-        "elsewhere/back": "images",
-        "images/all": ".",
-    }.items():
-        (tmp_path / link).symlink_to(tmp_path / target)
-    assert named(tmp_path / "images") == {
-        "all/elsewhere/d.png": "all/elsewhere/d",
-        "b/c.png": "b/c",
-        "e/f.png": "e/f",
-    }
-
-
-def test_links_to_files_are_their_own_images(segmenter, tmp_path):
-    """Data stores name files by their contents, and link to them."""
-    for folder in ("store", "images"):
-        (tmp_path / folder).mkdir()
-    for number in (1, 2):
-        gray, _ = disc_image(48, seed=number)
-        tifffile.imwrite(tmp_path / f"store/{number}.tif", gray)
-        link = tmp_path / f"images/{3 - number}.tif"
-        link.symlink_to(tmp_path / f"store/{number}.tif")
-    outcomes = run(tmp_path / "images", segmenter, tmp_path / "out")
-    assert [(o.num_planes, o.error) for o in outcomes] == [(1, ""), (1, "")]
-
-
-def test_one_part_that_is_linked_alone_is_not_left_out(segmenter, tmp_path):
-    for folder in ("store", "images"):
-        (tmp_path / folder).mkdir()
-    gray = np.stack([disc_image(48, seed=seed)[0] for seed in range(2)])
-    paths = write_ome_parts(tmp_path / "store", gray.astype(np.uint16))
-    (tmp_path / "images/b.tif").symlink_to(paths[1])
-    (outcome,) = run(tmp_path / "images", segmenter, tmp_path / "out")
-    assert (outcome.num_planes, outcome.num_elsewhere) == (2, 0)
-
-
-def test_results_below_the_images_are_no_images(tmp_path):
-    """A folder that holds its own results can be searched again."""
-    touch(tmp_path, "a.png", "results/settings.json", "results/tables/a.json")
-    touch(tmp_path, "results/labels/a.tif", "results/overlays/a.png", "tables/b.png")
-    touch(tmp_path, "sub/settings.json", "sub/c.png")
-    assert named(tmp_path) == {
-        "a.png": "a",
-        "sub/c.png": "sub/c",
-        "tables/b.png": "tables/b",
-    }
-
-
-def test_a_folder_that_may_not_be_read_is_an_error(tmp_path, monkeypatch):
-    touch(tmp_path, "a.png", "secret/b.png")
-    scandir = os.scandir
-
-    def refuse(path):
-        if pathlib.Path(path).name == "secret":
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(ImageError, match="secret: cannot be searched .Permission"):
-        find_jobs(tmp_path)
-
-
-@pytest.mark.parametrize("name", ["missing", "missing/a.png"])
-def test_a_missing_folder_is_an_error(tmp_path, name):
-    with pytest.raises(ImageError, match="missing.*: no such file or folder"):
-        find_jobs(tmp_path / name)
-
-
-def test_a_folder_without_images_is_an_error(tmp_path):
-    touch(tmp_path, "notes.txt")
-    with pytest.raises(ImageError, match=r"holds no image \(PNG, JPEG"):
-        find_jobs(tmp_path)
 
 
 class RedNetwork:
@@ -227,21 +66,6 @@ def folder(tmp_path):
             PIL.Image.fromarray(gray).save(path)
     (root / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     return root
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"pixel_size": 0.0},
-        {"pixel_size": -0.5},
-        {"pixel_size": np.inf},
-        {"scale": 0.0},
-        {"scale": np.nan},
-    ],
-)
-def test_numbers_by_which_nothing_could_be_measured_are_refused(change):
-    with pytest.raises(ValueError, match=f"{next(iter(change))} is .*; it must"):
-        options(**change)
 
 
 def run(folder, segmenter, output, **changes):
@@ -325,6 +149,29 @@ def test_folders_that_are_named_from_inside_are_told_apart(
     assert again.num_planes == 1 and not again.error
 
 
+def test_links_to_files_are_their_own_images(segmenter, tmp_path):
+    """Data stores name files by their contents, and link to them."""
+    for folder in ("store", "images"):
+        (tmp_path / folder).mkdir()
+    for number in (1, 2):
+        gray, _ = disc_image(48, seed=number)
+        tifffile.imwrite(tmp_path / f"store/{number}.tif", gray)
+        link = tmp_path / f"images/{3 - number}.tif"
+        link.symlink_to(tmp_path / f"store/{number}.tif")
+    outcomes = run(tmp_path / "images", segmenter, tmp_path / "out")
+    assert [(o.num_planes, o.error) for o in outcomes] == [(1, ""), (1, "")]
+
+
+def test_one_part_that_is_linked_alone_is_not_left_out(segmenter, tmp_path):
+    for folder in ("store", "images"):
+        (tmp_path / folder).mkdir()
+    gray = np.stack([disc_image(48, seed=seed)[0] for seed in range(2)])
+    paths = write_ome_parts(tmp_path / "store", gray.astype(np.uint16))
+    (tmp_path / "images/b.tif").symlink_to(paths[1])
+    (outcome,) = run(tmp_path / "images", segmenter, tmp_path / "out")
+    assert (outcome.num_planes, outcome.num_elsewhere) == (2, 0)
+
+
 def test_parts_of_one_image_are_segmented_once(segmenter, tmp_path):
     (tmp_path / "images").mkdir()
     gray = np.stack([disc_image(48, seed=seed)[0] for seed in range(3)])
@@ -393,20 +240,6 @@ def test_results_that_would_share_a_name_are_refused(segmenter, tmp_path):
     outcomes = run(tmp_path / "in", segmenter, tmp_path / "out")
     (error,) = [o.error for o in outcomes if o.error]
     assert "film_t001" in error and "rename one of the files" in error
-
-
-def test_shards_share_the_work_without_loss_or_doubling(folder):
-    jobs = find_jobs(folder)
-    for number in range(1, 7):
-        parts = [select_shard(jobs, number, k) for k in range(number)]
-        together = [job for part in parts for job in part]
-        assert sorted(together, key=jobs.index) == jobs
-
-
-@pytest.mark.parametrize(("number", "index"), [(2, 2), (1, -1), (0, 0)])
-def test_there_is_no_such_shard(number, index):
-    with pytest.raises(ValueError, match="shard_index"):
-        select_shard([], number, index)
 
 
 def test_an_output_that_cannot_be_written_ends_the_run(folder, segmenter, tmp_path):
