@@ -35,8 +35,10 @@ from nucseg_jax.files import write_json
 from nucseg_jax.inference.segmenter import Segmenter, make_segmenter
 from nucseg_jax.network.unet_plus_plus import select_targets
 from nucseg_jax.training import history, loop, losses, optim, state, step
+from nucseg_jax.training.epoch_metrics import EpochMetrics
 from nucseg_jax.training.parallel import AgreedStop, Devices
 from nucseg_jax.training.stopping import StopRequest
+from nucseg_jax.training.validation import Validation, make_validate
 
 Subsets = Mapping[str, list[index.Example]]
 
@@ -116,7 +118,7 @@ def _train(run: Run) -> None:
             start,
             batches,
             run.devices.compile_train_step(train_step),
-            loop.make_validate(
+            make_validate(
                 run.devices.compile_eval_step(eval_step),
                 _val_batches(run),
                 run.stop,
@@ -267,7 +269,7 @@ def _restore_or_create(run: Run) -> tuple[state.TrainState, loop.Progress]:
     _check_data(run, position["data"])
     progress = loop.Progress(
         position["epoch"],
-        loop.EpochMetrics.from_dict(position["trained"]),
+        EpochMetrics.from_dict(position["trained"]),
         position["seconds"],
     )
     print(f"going on after epoch {progress.epoch}, step {int(resumed.step)}")
@@ -369,11 +371,11 @@ def _save_progress(run: Run, now: state.TrainState, progress: loop.Progress) -> 
 
 def _make_end_epoch(
     run: Run, record: history.History | None
-) -> Callable[[state.TrainState, dict[str, float], loop.Validation], None]:
+) -> Callable[[state.TrainState, dict[str, float], Validation], None]:
     """Makes what happens after each epoch: record, draw, save, tell."""
 
     def end_epoch(
-        now: state.TrainState, row: dict[str, float], validation: loop.Validation
+        now: state.TrainState, row: dict[str, float], validation: Validation
     ) -> None:
         if record:
             record.append(row)

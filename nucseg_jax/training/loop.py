@@ -1,27 +1,24 @@
-"""The host loop: fit, and the epochs of training and validation it is made of."""
+"""The host loop: fit, and the epochs that it is made of."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Self
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
-import numpy as np
 import tqdm
 
-from nucseg_jax.config import InferenceConfig
-from nucseg_jax.evaluation.pixel_metrics import PixelCounts, ScoreHistogram
+from nucseg_jax.training.epoch_metrics import EpochMetrics
 from nucseg_jax.training.state import TrainState, Variables
-from nucseg_jax.training.step import EvalMetrics, StepMetrics
+from nucseg_jax.training.step import StepMetrics
 from nucseg_jax.training.stopping import Stopped, StopRequest
+from nucseg_jax.training.validation import Validation
 
 # Steps that may run ahead of the metrics that are read back: reading the newest ones
 # would make the host wait for the device at every step.
 _READ_BEHIND = 2
-# Fast mode takes the cheapest head that loses no more pixel IoU than this.
-_FAST_MODE_TOLERANCE = 0.006
 
 
 class NotFiniteError(ValueError):
@@ -39,80 +36,6 @@ class NotFiniteError(ValueError):
 
 
 @dataclasses.dataclass
-class EpochMetrics:
-    """Sums over the batches of an epoch.
-
-    Attributes:
-      loss: Sum of the batches' losses.
-      num_batches: Batches summed.
-      num_skipped: Batches whose loss or gradients were not finite; not summed.
-      counts: Pixels of the foreground.
-      histogram: Of its probabilities.
-    """
-
-    loss: float = 0.0
-    num_batches: int = 0
-    num_skipped: int = 0
-    counts: PixelCounts | None = None
-    histogram: ScoreHistogram | None = None
-
-    @property
-    def num_steps(self) -> int:
-        """Batches seen."""
-        return self.num_batches + self.num_skipped
-
-    def add(self, metrics: StepMetrics) -> None:
-        """Adds one batch; waits until the device has computed it."""
-        if not metrics.finite:
-            self.num_skipped += 1
-            return
-        counts, histogram = metrics.counts.to_host(), metrics.histogram.to_host()
-        self.loss += float(metrics.loss)
-        self.num_batches += 1
-        self.counts = counts if self.counts is None else self.counts.merge(counts)
-        self.histogram = (
-            histogram if self.histogram is None else self.histogram.merge(histogram)
-        )
-
-    def summarize(self) -> dict[str, float]:
-        """Returns loss (mean over batches), pixel accuracy, IoU, F1 and AUC."""
-        if self.counts is None or self.histogram is None:
-            raise ValueError("there was no batch to measure")
-        return {
-            "loss": self.loss / self.num_batches,
-            "accuracy": self.counts.accuracy,
-            "iou": self.counts.iou,
-            "f1": self.counts.f1,
-            "auc": self.histogram.auc,
-        }
-
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the sums for JSON, from which `from_dict` makes exactly them."""
-        values: dict[str, Any] = {
-            "loss": self.loss,
-            "num_batches": self.num_batches,
-            "num_skipped": self.num_skipped,
-        }
-        for name in ("counts", "histogram"):
-            part = getattr(self, name)
-            values[name] = part and {
-                key: np.asarray(value).tolist()
-                for key, value in dataclasses.asdict(part).items()
-            }
-        return values
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Makes the sums again."""
-        parts = {
-            name: kind(**{k: np.asarray(v) for k, v in values[name].items()})
-            for name, kind in (("counts", PixelCounts), ("histogram", ScoreHistogram))
-            if values[name]
-        }
-        return cls(**{**values, **parts})
-
-
-@dataclasses.dataclass
 class Progress:
     """How far an epoch has come.
 
@@ -125,20 +48,6 @@ class Progress:
     epoch: int
     trained: EpochMetrics = dataclasses.field(default_factory=EpochMetrics)
     seconds: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Validation:
-    """Metrics of a pass over the validation set, and what it chose.
-
-    Attributes:
-      metrics: Of the averaged heads, and "best_iou", of them or, where heads stand
-        alone, of the best one.
-      inference: What was chosen.
-    """
-
-    metrics: Mapping[str, float]
-    inference: InferenceConfig
 
 
 def fit(
@@ -288,66 +197,6 @@ def _make_row(
     trained = progress.trained.summarize()
     row |= {f"train_{key}": value for key, value in trained.items()}
     return row | {f"val_{key}": value for key, value in validation.metrics.items()}
-
-
-def make_validate(
-    eval_step: Callable[[Variables, Mapping[str, Any]], EvalMetrics],
-    batches: Iterable[Mapping[str, Any]],
-    stop: StopRequest | None = None,
-    *,
-    heads_stand_alone: bool = True,
-) -> Callable[[Variables], Validation]:
-    """Makes `validate(variables)`: one pass over the validation batches.
-
-    Args:
-      eval_step: Compiled.
-      batches: One pass each time they are iterated over.
-      stop: `validate` raises `Stopped` as soon as it is requested.
-      heads_stand_alone: Whether a head may be used by itself. If not, one that does
-        better than the average by chance must not choose the best checkpoint.
-    """
-    stop = stop or StopRequest()
-
-    def validate(variables: Variables) -> Validation:
-        total = EpochMetrics()
-        heads: PixelCounts | None = None
-        for batch in batches:
-            stop.check()
-            metrics = eval_step(variables, batch)
-            total.add(metrics.step)
-            counts = metrics.heads.to_host()
-            heads = counts if heads is None else heads.merge(counts)
-        summary = total.summarize()
-        assert heads is not None and total.histogram is not None
-        head_ious = np.asarray(heads.iou)
-        best_iou = summary["iou"]
-        if heads_stand_alone:
-            best_iou = max(best_iou, float(head_ious.max()))
-        return Validation(
-            metrics=summary | {"best_iou": best_iou},
-            inference=InferenceConfig(
-                threshold=total.histogram.best_threshold(),
-                fast_head=choose_fast_head(head_ious, summary["iou"]),
-            ),
-        )
-
-    return validate
-
-
-def choose_fast_head(head_ious: np.ndarray, accurate_iou: float) -> int:
-    """Chooses the head for fast mode: the cheapest that is nearly as good as any.
-
-    Args:
-      head_ious: Pixel IoU of heads 1..L on validation, [L].
-      accurate_iou: Pixel IoU of their average.
-
-    Returns:
-      Column j of the first head, from 1, within `_FAST_MODE_TOLERANCE` of the
-      average and of the best head; the best head if none is.
-    """
-    best = max(accurate_iou, head_ious.max())
-    enough = head_ious >= best - _FAST_MODE_TOLERANCE
-    return int(np.argmax(enough) if enough.any() else np.argmax(head_ious)) + 1
 
 
 def _show(bar: tqdm.tqdm, epoch: EpochMetrics, num_images: int) -> None:
