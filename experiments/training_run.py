@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import functools
-import json
 import math
 import pathlib
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, get_args
 
@@ -21,8 +18,9 @@ import jax
 import jax.numpy as jnp
 import tqdm
 
-from experiments.device import describe_machine, start_device
+from experiments.device import start_device
 from experiments.flags import DATA_SETTINGS, resolve_data
+from experiments.run_folder import check_resumable, record_start, write_config
 from nucseg_jax import checkpoints as ckpt
 from nucseg_jax import pretrained
 from nucseg_jax.config import Config, DecodingConfig, Mode
@@ -31,7 +29,6 @@ from nucseg_jax.data.sampling import count_repeats
 from nucseg_jax.evaluation.evaluate import evaluate
 from nucseg_jax.evaluation.figures import draw_curves
 from nucseg_jax.evaluation.tuning import can_tune, tune_decoding
-from nucseg_jax.files import write_json
 from nucseg_jax.inference.segmenter import Segmenter, make_segmenter
 from nucseg_jax.network.unet_plus_plus import select_targets
 from nucseg_jax.training import history, loop, losses, optim, state, step
@@ -41,9 +38,6 @@ from nucseg_jax.training.stopping import StopRequest
 from nucseg_jax.training.validation import Validation, make_validate
 
 Subsets = Mapping[str, list[index.Example]]
-
-# Settings that a run may change when it is continued.
-_FREE = {"num_epochs", "num_workers", "cache_mib", "data_dir", "init", "max_skipped"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,19 +189,6 @@ def take_fingerprint(name: str, examples: list[index.Example]) -> str:
     """Returns the checksum of a subset, under a bar, as it reads every byte."""
     bar = tqdm.tqdm(examples, desc=f"reading {name}", unit="image", leave=False)
     return index.fingerprint(bar)
-
-
-def record_start(workdir: pathlib.Path, fingerprints: Mapping[str, str]) -> None:
-    """Adds to starts.json when, where, and with what software and data."""
-    path = workdir / "starts.json"
-    starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    about = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
-        "data": dict(fingerprints),
-    }
-    starts.append(about | describe_machine())
-    write_json(path, starts)
 
 
 def tune(
@@ -391,34 +372,3 @@ def _make_end_epoch(
         print(f"  validation: {', '.join(values)}")
 
     return end_epoch
-
-
-def check_resumable(workdir: pathlib.Path, old: Config | None, new: Config) -> None:
-    """Refuses to continue a run with other settings than it began with.
-
-    Raises:
-      ValueError: Names the settings that differ.
-    """
-    if old is None:
-        return
-    differing = [
-        f"{name} was {before!r}, is {after!r}"
-        for section in ("data", "model", "train")
-        for name, before, after in _pairs(getattr(old, section), getattr(new, section))
-        if name not in _FREE and before != after
-    ]
-    if differing:
-        raise ValueError(
-            f"{workdir} holds a run with other settings ({'; '.join(differing)}): "
-            "choose another --workdir, or delete it to begin anew"
-        )
-
-
-def write_config(workdir: pathlib.Path, config: Config) -> None:
-    """Writes the settings where people look for them; checkpoints hold them too."""
-    write_json(workdir / "config.json", config.to_dict())
-
-
-def _pairs(old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
-    for field in dataclasses.fields(old):
-        yield field.name, getattr(old, field.name), getattr(new, field.name)

@@ -1,0 +1,62 @@
+"""What a run's folder tells of it, and whether a start goes on with it."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import json
+import pathlib
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from experiments.device import describe_machine
+from nucseg_jax.config import Config
+from nucseg_jax.files import write_json
+
+# Settings that a run may change when it is continued.
+_FREE = {"num_epochs", "num_workers", "cache_mib", "data_dir", "init", "max_skipped"}
+
+
+def record_start(workdir: pathlib.Path, fingerprints: Mapping[str, str]) -> None:
+    """Adds to starts.json when, where, and with what software and data."""
+    path = workdir / "starts.json"
+    starts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    about = {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "data": dict(fingerprints),
+    }
+    starts.append(about | describe_machine())
+    write_json(path, starts)
+
+
+def check_resumable(workdir: pathlib.Path, old: Config | None, new: Config) -> None:
+    """Refuses to continue a run with other settings than it began with.
+
+    Raises:
+      ValueError: Names the settings that differ.
+    """
+    if old is None:
+        return
+    differing = [
+        f"{name} was {before!r}, is {after!r}"
+        for section in ("data", "model", "train")
+        for name, before, after in _pairs(getattr(old, section), getattr(new, section))
+        if name not in _FREE and before != after
+    ]
+    if differing:
+        raise ValueError(
+            f"{workdir} holds a run with other settings ({'; '.join(differing)}): "
+            "choose another --workdir, or delete it to begin anew"
+        )
+
+
+def write_config(workdir: pathlib.Path, config: Config) -> None:
+    """Writes the settings where people look for them; checkpoints hold them too."""
+    write_json(workdir / "config.json", config.to_dict())
+
+
+def _pairs(old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    for field in dataclasses.fields(old):
+        yield field.name, getattr(old, field.name), getattr(new, field.name)
