@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import os
 import pathlib
 import platform
@@ -13,6 +12,7 @@ from typing import Any
 
 import jax
 
+from experiments.versions import find_version
 from nucseg_jax.network import onednn
 
 # Flags of /proc/cpuinfo, and what of them makes convolutions faster, the best first.
@@ -55,17 +55,9 @@ def describe_machine() -> dict[str, Any]:
         "processor": _processor(),
         "instructions": _instructions(),
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": {name: find_version(name) for name in _PACKAGES},
         "commit": _commit(),
     }
-
-
-def _version(package: str) -> str:
-    """Names the installed version; "" if there is none: not all parts need all."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 def _commit() -> str:

@@ -8,12 +8,12 @@ Exits with 1 if something is broken.
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import pathlib
 import platform
 import shutil
 
 from experiments import flags as shared
+from experiments.versions import find_version
 
 _PACKAGES = (
     "jax",
@@ -39,7 +39,7 @@ def main() -> int:
     """Prints one screen; returns 1 if a check failed."""
     print(f"python {platform.python_version()} on {platform.platform()}")
     for name in _PACKAGES:
-        print(f"  {name:<24}{_version(name) or 'MISSING'}")
+        print(f"  {name:<24}{find_version(name) or 'MISSING'}")
     problems = [problem for check in _CHECKS for problem in check()]
     for problem in problems:
         print(f"BROKEN: {problem}")
@@ -49,15 +49,15 @@ def main() -> int:
 
 def check_packages() -> list[str]:
     """Reports packages that are not installed."""
-    missing = [name for name in _PACKAGES if not _version(name)]
+    missing = [name for name in _PACKAGES if not find_version(name)]
     return [f"{name} is not installed; run make setup" for name in missing]
 
 
 def check_cv2() -> list[str]:
     """Reports a cv2 that two wheels have overwritten or one has half removed."""
-    versions = {_version(name) for name in _CV2_WHEELS}
+    versions = {find_version(name) for name in _CV2_WHEELS}
     cure = "pip install --force-reinstall --no-deps " + " ".join(
-        f"{name}=={_version(name) or 'VERSION'}" for name in _CV2_WHEELS
+        f"{name}=={find_version(name) or 'VERSION'}" for name in _CV2_WHEELS
     )
     if len(versions) > 1:
         return [f"opencv-python and opencv-python-headless differ; {cure}"]
@@ -110,13 +110,6 @@ def check_networks() -> list[str]:
 
 
 _CHECKS = (check_packages, check_cv2, check_device, check_shared_memory, check_networks)
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
 
 
 if __name__ == "__main__":

@@ -88,9 +88,11 @@ def warn_of_data(examples: list[Example]) -> None:
             f"WARNING: {_CHECKPOINT.value} was exported and does not tell from which "
             "images it learned: make sure that none of them is among these"
         )
-    elif shared.given(shared.DATA_SETTINGS):
-        return
-    elif wanted and wanted != fingerprint(examples):
+    elif (
+        not shared.given(shared.DATA_SETTINGS)
+        and wanted
+        and wanted != fingerprint(examples)
+    ):
         print(
             f"WARNING: images or truth of {_SUBSET.value} have changed since training; "
             "these numbers do not compare with the run's own"

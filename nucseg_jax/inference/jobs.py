@@ -278,8 +278,9 @@ def _walk_images(root: pathlib.Path) -> Iterator[pathlib.PurePath]:
 
 def _leads_inside(path: str, top: str) -> bool:
     """Tells if a path is a link to a folder below `top`, which is found anyway."""
-    target = pathlib.Path(os.path.realpath(path))
-    return os.path.islink(path) and target.is_relative_to(top)
+    if not os.path.islink(path):
+        return False
+    return pathlib.Path(os.path.realpath(path)).is_relative_to(top)
 
 
 def _is_zarr(folder: str) -> bool:
