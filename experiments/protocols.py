@@ -21,7 +21,7 @@ from nucseg_jax.checkpoints import (
     restore_for_inference,
     without_paths,
 )
-from nucseg_jax.config import Config
+from nucseg_jax.config import Config, DataConfig
 from nucseg_jax.data.index import Example, get_subset, load_subsets
 from nucseg_jax.evaluation.evaluate import evaluate
 from nucseg_jax.inference.segmenter import load_segmenter
@@ -31,29 +31,28 @@ from nucseg_jax.training.stopping import StopRequest
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """What is learned from and how it is scored.
+    """How images are divided and scored.
+
+    What a network learns of the training images, their masks or their labels, is left
+    to its recipe.
 
     Attributes:
-      data: Settings of the data that the protocol prescribes.
+      split: How the images are divided.
       subset: Which part is scored.
+      truth: What it is scored by, "masks" or "labels".
       score_size: Side to which truth and prediction are brought; 0 = their own.
-      has_labels: Whether the truth must tell nuclei apart.
     """
 
-    data: Mapping[str, Any]
+    split: str
     subset: str
+    truth: str
     score_size: int
-    has_labels: bool = False
 
 
-# Binary masks tell no nuclei apart, so networks learn the foreground alone from them.
-_MASKS = {"truth": "masks", "targets": ("foreground",)}
 PROTOCOLS = {
-    "original": Protocol({"split": "original_split", **_MASKS}, "val", 256),
-    "literature": Protocol({"split": "random_split", **_MASKS}, "test", 256),
-    "grouped": Protocol(
-        {"split": "grouped_split", "truth": "auto"}, "test", 0, has_labels=True
-    ),
+    "original": Protocol("original_split", "val", "masks", 256),
+    "literature": Protocol("random_split", "test", "masks", 256),
+    "grouped": Protocol("grouped_split", "test", "labels", 0),
 }
 
 
@@ -70,7 +69,7 @@ def measure(
     """Trains and scores networks that differ in their seeds.
 
     Args:
-      protocol: A name in `PROTOCOLS`; it overrides settings of the data.
+      protocol: A name in `PROTOCOLS`; it overrides the split.
       config: The recipe; its seed is that of the first run.
       subset: What is scored; None = what the protocol says.
       tta: Views to average in scoring, see `load_segmenter`.
@@ -83,23 +82,19 @@ def measure(
       What was measured, on what and by which settings, for JSON.
 
     Raises:
-      ValueError: If the data are not those of the protocol, or the network that runs
-        shall begin with learned from others.
+      ValueError: If the data are not those of the protocol, cannot give the targets,
+        or the network that runs shall begin with learned from others.
     """
     rules = PROTOCOLS[protocol]
     rules = dataclasses.replace(rules, subset=subset or rules.subset)
-    config = _replace(config, "data", **rules.data)
+    config = _replace(config, "data", split=rules.split)
     # Before hours of training.
     if not config.data.data_dir:
         raise ValueError("a protocol needs --data_dir, the folder of the Bowl's images")
-    subsets = load_subsets(config.data)
-    examples = get_subset(config.data, subsets, rules.subset)
-    if rules.has_labels and not examples[0].has_instances:
-        raise ValueError(
-            f"{config.data.data_dir}: has no labels/, which the protocol {protocol} "
-            "needs: binary masks do not tell nuclei apart"
-        )
-    _check_beginning(config, subsets["train"])
+    learned = load_subsets(config.data)
+    training_run.check_truth(learned, config)
+    _check_beginning(config, learned["train"])
+    examples = _find_scored(config.data, rules)
     seeds = range(config.train.seed, config.train.seed + num_runs)
     runs = [
         _measure_run(
@@ -115,12 +110,19 @@ def measure(
     return {
         "protocol": protocol,
         "subset": rules.subset,
+        "truth": rules.truth,
         "score_size": rules.score_size,
         "tta": tta,
         "machine": describe_machine(),
         "config": without_paths(config).to_dict(),
         "runs": runs,
     }
+
+
+def _find_scored(config: DataConfig, rules: Protocol) -> list[Example]:
+    """Finds what is scored, with the truth that the protocol asks for."""
+    config = dataclasses.replace(config, truth=rules.truth)
+    return get_subset(config, load_subsets(config), rules.subset)
 
 
 def _check_beginning(config: Config, examples: list[Example]) -> None:

@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 
+import cv2
+import numpy as np
 import pytest
 
 from experiments import protocols, tables
@@ -106,13 +108,35 @@ def test_changes_of_a_recipe_are_compared_on_validation(
     assert second.startswith("| `--targets=foreground` `--learning_rate=0.01` | 1 |")
 
 
-def test_literature_learns_the_foreground_of_masks(reproduce, bowl):
-    result = reproduce("literature", bowl, runs=1)
-    assert result["config"]["data"]["targets"] == ["foreground"]
-    assert result["config"]["data"]["truth"] == "masks"
-    assert result["score_size"] == 256 and result["subset"] == "test"
-    assert result["runs"][0]["instances"] is None
-    assert 0 <= result["runs"][0]["per_image_mean"]["dice"] <= 1
+def test_literature_is_scored_by_masks_whatever_was_learned(reproduce, bowl):
+    # Whose labels were withdrawn is scored nevertheless.
+    (bowl / "labels" / "005.png").unlink()
+    by_labels = reproduce("literature", bowl, 1, name="labels")
+    by_masks = reproduce(
+        "literature", bowl, 1, "--truth=masks", "--targets=foreground", name="masks"
+    )
+    for result in (by_labels, by_masks):
+        assert result["truth"] == "masks" and result["subset"] == "test"
+        assert result["score_size"] == 256
+        assert result["runs"][0]["num_images"] == 1
+        assert result["runs"][0]["instances"] is None
+        assert result["runs"][0]["pooled"]["support"] == _count_nuclear(bowl / "masks")
+        assert 0 <= result["runs"][0]["per_image_mean"]["dice"] <= 1
+
+
+def _count_nuclear(folder):
+    mask = cv2.imread(str(folder / "005.png"), cv2.IMREAD_UNCHANGED) > 0
+    size = (256, 256)
+    return cv2.resize(np.uint8(mask), size, interpolation=cv2.INTER_NEAREST_EXACT).sum()
+
+
+def test_targets_that_masks_cannot_give_are_told_before_any_training(bowl, tmp_path):
+    data = DataConfig(
+        data_dir=str(bowl), truth="masks", targets=("foreground", "distance")
+    )
+    with pytest.raises(DatasetError, match="distance must be learned from label"):
+        measure_config(Config(data=data), tmp_path / "runs", "literature")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_views_are_averaged_and_named(reproduce, bowl, monkeypatch, tmp_path):
@@ -133,6 +157,10 @@ def test_numbers_are_written_as_in_papers():
 
 def measure(data_dir, workdir, protocol="grouped", **train):
     config = Config(data=DataConfig(data_dir=str(data_dir)), train=TrainConfig(**train))
+    return measure_config(config, workdir, protocol)
+
+
+def measure_config(config, workdir, protocol):
     return protocols.measure(
         protocol, config, subset=None, num_runs=1, workdir=workdir, stop=StopRequest()
     )
@@ -153,7 +181,7 @@ def test_data_of_no_protocol_are_told_before_any_training(bowl, tmp_path):
     with pytest.raises(ValueError, match="a protocol needs --data_dir"):
         measure("", tmp_path / "runs")
     shutil.rmtree(bowl / "labels")
-    with pytest.raises(ValueError, match="has no labels/, which the protocol grouped"):
+    with pytest.raises(DatasetError, match="has no folder labels/ beside images/"):
         measure(bowl, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
