@@ -52,8 +52,13 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header
 
 
-def write_ome_parts(folder: pathlib.Path, pixels: np.ndarray) -> list[pathlib.Path]:
-    """Writes each time of uint16 [T, H, W] to a file, as one OME-TIFF of all."""
+def write_ome_parts(
+    folder: pathlib.Path, pixels: np.ndarray, *, has_master: bool = False
+) -> list[pathlib.Path]:
+    """Writes each time of uint16 [T, H, W] to a file, as one OME-TIFF of all.
+
+    With a master, the first file describes the whole, and the others name it.
+    """
     times, height, width = pixels.shape
     parts = "".join(
         f'<TiffData FirstT="{time}" IFD="0" PlaneCount="1">'
@@ -61,14 +66,18 @@ def write_ome_parts(folder: pathlib.Path, pixels: np.ndarray) -> list[pathlib.Pa
         for time in range(times)
     )
     paths = [folder / f"a{time}.ome.tif" for time in range(times)]
+    whole = (
+        '<Image ID="Image:0"><Pixels ID="Pixels:0" DimensionOrder="XYCZT" '
+        f'Type="uint16" SizeX="{width}" SizeY="{height}" SizeC="1" SizeZ="1" '
+        f'SizeT="{times}"><Channel ID="Channel:0" SamplesPerPixel="1"/>{parts}'
+        "</Pixels></Image>"
+    )
+    name_master = f'<BinaryOnly MetadataFile="{paths[0].name}" UUID="urn:uuid:0"/>'
     for time, path in enumerate(paths):
+        content = name_master if has_master and time else whole
         xml = (
             '<?xml version="1.0" encoding="UTF-8"?><OME xmlns="http://www.openmicroscopy'
-            f'.org/Schemas/OME/2016-06" UUID="urn:uuid:{time}"><Image ID="Image:0">'
-            '<Pixels ID="Pixels:0" DimensionOrder="XYCZT" Type="uint16" '
-            f'SizeX="{width}" SizeY="{height}" SizeC="1" SizeZ="1" SizeT="{times}">'
-            f'<Channel ID="Channel:0" SamplesPerPixel="1"/>{parts}</Pixels>'
-            "</Image></OME>"
+            f'.org/Schemas/OME/2016-06" UUID="urn:uuid:{time}">{content}</OME>'
         )
         options = {"description": xml, "metadata": None, "compression": "zlib"}
         tifffile.imwrite(path, pixels[time], **options)

@@ -526,6 +526,27 @@ def ome_of_two_files(folder):
     return write_ome_parts(folder, pixels)[0], list(pixels)
 
 
+@read
+def ome_of_two_files_by_the_one_that_names_the_other(folder):
+    pixels = noise((2, 40, 30), np.uint16)
+    return write_ome_parts(folder, pixels, has_master=True)[1], list(pixels)
+
+
+@read
+def ome_of_two_files_without_the_one_that_describes_it(folder):
+    pixels = noise((2, 40, 30), np.uint16)
+    master, path = write_ome_parts(folder, pixels, has_master=True)
+    master.unlink()
+    return path, [pixels[1]]
+
+
+@read
+def ome_part_whose_master_does_not_know_it(folder):
+    pixels = noise((2, 40, 30), np.uint16)
+    _, path = write_ome_parts(folder, pixels, has_master=True)
+    return path.rename(folder / "b.ome.tif"), [pixels[1]]
+
+
 @refused
 def ome_of_two_files_of_which_one_is_missing(folder):
     path, _ = ome_of_two_files(folder)

@@ -172,10 +172,13 @@ def test_one_part_that_is_linked_alone_is_not_left_out(segmenter, tmp_path):
     assert (outcome.num_planes, outcome.num_elsewhere) == (2, 0)
 
 
-def test_parts_of_one_image_are_segmented_once(segmenter, tmp_path):
+@pytest.mark.parametrize("has_master", [False, True])
+def test_parts_of_one_image_are_segmented_once(segmenter, tmp_path, has_master):
     (tmp_path / "images").mkdir()
     gray = np.stack([disc_image(48, seed=seed)[0] for seed in range(3)])
-    paths = write_ome_parts(tmp_path / "images", gray.astype(np.uint16))
+    paths = write_ome_parts(
+        tmp_path / "images", gray.astype(np.uint16), has_master=has_master
+    )
     outcomes = run(tmp_path / "images", segmenter, tmp_path / "out")
     assert [(o.num_planes, o.num_elsewhere) for o in outcomes] == [
         (3, 0),

@@ -48,7 +48,7 @@ def open_tiff(
       ImageError: If the file is cut off, axes are unknown, a compressed block is too
         large, or colours or values are of a kind that cannot be read.
     """
-    with contextlib.ExitStack() as closing, tifffile.TiffFile(path) as tiff:
+    with contextlib.ExitStack() as closing, _open_whole(path) as tiff:
         if not tiff.is_ndpi:  # Their lists are written in another way.
             _check_page_list(path, tiff)
         numbers = _choose_series(tiff)
@@ -62,6 +62,25 @@ def open_tiff(
             name = f"s={number}" if len(numbers) > 1 else ""
             stacks.append(dataclasses.replace(stack, name=name, files=pages.files))
         yield stacks
+
+
+def _open_whole(path: pathlib.Path) -> tifffile.TiffFile:
+    """Opens a file, or the one beside it that says what it is a part of.
+
+    Where that is missing, no TIFF, or does not know the part, the part is a picture of
+    its own.
+    """
+    tiff = tifffile.TiffFile(path)
+    master = tiff_metadata.master_name(tiff)
+    if not master:
+        return tiff
+    with contextlib.suppress(OSError, tifffile.TiffFileError):
+        whole = tifffile.TiffFile(path.parent / pathlib.PurePath(master).name)
+        if path.name in tiff_metadata.part_names(whole):
+            tiff.close()
+            return whole
+        whole.close()
+    return tiff
 
 
 def _check_page_list(path: pathlib.Path, tiff: tifffile.TiffFile) -> None:

@@ -53,9 +53,24 @@ def channel_names(tiff: tifffile.TiffFile, series: int) -> tuple[str, ...]:
     return tuple(c.get("Name") or str(n) for n, c in enumerate(channels))
 
 
+def master_name(tiff: tifffile.TiffFile) -> str | None:
+    """Name of the file with the metadata, where a part of an OME-TIFF has none."""
+    binary_only = _ome_root(tiff).find("{*}BinaryOnly")
+    return None if binary_only is None else binary_only.get("MetadataFile")
+
+
+def part_names(tiff: tifffile.TiffFile) -> set[str | None]:
+    """Names of the files that an OME-TIFF says its pages lie in."""
+    places = _ome_root(tiff).iterfind("{*}Image/{*}Pixels/{*}TiffData/{*}UUID")
+    return {place.get("FileName") for place in places}
+
+
+def _ome_root(tiff: tifffile.TiffFile) -> ElementTree.Element:
+    return ElementTree.fromstring(tiff.ome_metadata or "<OME/>")
+
+
 def _ome_pixels(tiff: tifffile.TiffFile, series: int) -> ElementTree.Element | None:
-    root = ElementTree.fromstring(tiff.ome_metadata or "<OME/>")
-    pixels = root.findall("{*}Image/{*}Pixels")
+    pixels = _ome_root(tiff).findall("{*}Image/{*}Pixels")
     # Images without data are no series, which would shift the numbers.
     return pixels[series] if len(pixels) == len(tiff.series) else None
 
