@@ -20,8 +20,8 @@ Decay = Literal["constant", "cosine", "step"]
 Method = Literal["watershed", "components"]
 Mode = Literal["accurate", "fast"]
 
-TARGET_NAMES = ("foreground", "boundary", "distance")
-BINARY_TARGETS = ("foreground", "boundary")
+TARGET_NAMES = ("foreground", "boundary", "distance", "contact")
+BINARY_TARGETS = ("foreground", "boundary", "contact")
 
 
 class ConfigError(ValueError):

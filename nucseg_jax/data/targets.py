@@ -10,6 +10,7 @@ import numpy as np
 from nucseg_jax.config import BINARY_TARGETS
 
 _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+_DISC = np.uint8(np.hypot(*np.mgrid[-2:3, -2:3]) <= 2)
 # Where all of an image is one nucleus, OpenCV measures from nowhere and says infinity.
 _LARGEST_DEPTH = 1e4
 
@@ -63,6 +64,20 @@ def distance(label_image: np.ndarray) -> np.ndarray:
     return (depth / deepest[labels]).astype(np.float32)
 
 
+def contact(label_image: np.ndarray) -> np.ndarray:
+    """1 within two pixels of two nuclei, where they touch or nearly do; bool [H, W].
+
+    A channel of its own, because of all outlines this is the least part, and the only
+    one that the foreground does not show.
+    """
+    labels = _cv_labels(label_image)
+    largest = cv2.dilate(labels, _DISC)
+    # The least label nearby, background apart, is the largest of the labels reversed.
+    reversed_labels = np.where(labels > 0, np.iinfo(np.uint16).max - labels + 1, 0)
+    least = np.iinfo(np.uint16).max - cv2.dilate(reversed_labels, _DISC) + 1
+    return (largest > 0) & (largest != least)
+
+
 def _cv_labels(label_image: np.ndarray) -> np.ndarray:
     """Labels as uint16, the widest integers whose neighbours OpenCV compares."""
     if label_image.max(initial=0) > np.iinfo(np.uint16).max:
@@ -70,4 +85,9 @@ def _cv_labels(label_image: np.ndarray) -> np.ndarray:
     return label_image.astype(np.uint16)
 
 
-TARGETS = {"foreground": foreground, "boundary": boundary, "distance": distance}
+TARGETS = {
+    "foreground": foreground,
+    "boundary": boundary,
+    "distance": distance,
+    "contact": contact,
+}

@@ -89,11 +89,38 @@ def test_distance_equals_that_of_scipy():
         )
 
 
+def test_contact_is_where_two_nuclei_are_near():
+    labels = np.random.default_rng(0).integers(0, 20, (30, 40)).astype(np.uint16)
+    labels[labels > 3] = 0
+    labels[labels == 3] = 65535
+    ids = np.unique(labels)
+    near = [
+        scipy.ndimage.distance_transform_edt(labels != id_) <= 2 for id_ in ids if id_
+    ]
+    expected = np.sum(near, axis=0) > 1
+    found = targets.contact(labels)
+    np.testing.assert_array_equal(found, expected)
+    assert 0.1 < found.mean() < 0.9
+
+
+@pytest.mark.parametrize("gap", [0, 1, 2, 3, 4])
+def test_contact_is_a_band_that_narrows_as_nuclei_part(gap):
+    row = np.repeat(np.array([1, 0, 2], np.uint16), [6, gap, 6])
+    found = targets.contact(np.tile(row, (7, 1)))
+    assert found[3].sum() == 4 - gap
+
+
+def test_a_single_nucleus_has_no_contact():
+    labels = np.zeros((9, 9), np.uint16)
+    labels[2:7, 2:7] = 7
+    assert not targets.contact(labels).any() and targets.boundary(labels).any()
+
+
 @pytest.mark.parametrize("name", config.TARGET_NAMES)
 @pytest.mark.parametrize("value", [0, 1])
 def test_all_targets_are_defined_for_one_value_everywhere(name, value):
     result = targets.TARGETS[name](np.full((5, 6), value, np.uint16))
-    expected = 0 if name == "boundary" else value
+    expected = 0 if name in ("boundary", "contact") else value
     np.testing.assert_array_equal(result, np.full((5, 6), expected))
 
 
