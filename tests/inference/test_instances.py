@@ -85,7 +85,10 @@ def test_many_nuclei_are_numbered_without_gaps():
 TOUCHING = discs((20, 20, 9), (20, 36, 8), (40, 30, 12), (55, 8, 6))
 
 
-@pytest.mark.parametrize("names", [TARGET_NAMES, TARGET_NAMES[:2]])
+@pytest.mark.parametrize(
+    "names",
+    [TARGET_NAMES, TARGET_NAMES[:3], TARGET_NAMES[:2], ("foreground", "contact")],
+)
 def test_what_was_learned_from_label_images_gives_them_back(names):
     """Touching nuclei are parted where the truth parts them, up to their outlines."""
     labels = instances.label_nuclei(perfect(TOUCHING, names), names, DecodingConfig())
@@ -95,6 +98,18 @@ def test_what_was_learned_from_label_images_gives_them_back(names):
         assert found > 0
         overlap = np.sum((labels == found) & (TOUCHING == k))
         assert overlap / np.sum((labels == found) | (TOUCHING == k)) > 0.9
+
+
+@pytest.mark.parametrize("smoothing", [1.0, 3.0])
+def test_a_contact_of_one_pixel_parts_what_is_deep_on_both_sides(smoothing):
+    names = ("foreground", "distance", "contact")
+    probs = np.zeros((30, 40, 3), np.float32)
+    probs[5:25, 5:35, :2] = 0.9
+    decoding = DecodingConfig(smoothing=smoothing)
+    assert instances.label_nuclei(probs, names, decoding).max() == 1
+    probs[5:25, 20, 2] = 1
+    labels = instances.label_nuclei(probs, names, decoding)
+    assert labels.max() == 2 and (labels[5:25, 19] != labels[5:25, 21]).all()
 
 
 def test_foreground_alone_is_parted_by_its_shape():
