@@ -1,9 +1,9 @@
 """Probabilities -> label image: markers, watershed, clean-up.
 
 Markers are one small region inside each nucleus; from there the watershed floods the
-foreground. What the network predicts decides where nuclei part: where they touch and the
-distance to a nucleus's outline best, its boundary next, and for a network of foreground
-alone the shape of the foreground.
+foreground. What the network predicts decides where nuclei part: the distance to a
+nucleus's outline, its boundary and where it touches others, and for a network of
+foreground alone the shape of the foreground.
 """
 
 from __future__ import annotations
