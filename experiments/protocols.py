@@ -91,9 +91,7 @@ def measure(
     # Before hours of training.
     if not config.data.data_dir:
         raise ValueError("a protocol needs --data_dir, the folder of the Bowl's images")
-    learned = load_subsets(config.data)
-    training_run.check_truth(learned, config)
-    _check_beginning(config, learned["train"])
+    _check_beginning(config)
     examples = _find_scored(config.data, rules)
     seeds = range(config.train.seed, config.train.seed + num_runs)
     runs = [
@@ -125,7 +123,7 @@ def _find_scored(config: DataConfig, rules: Protocol) -> list[Example]:
     return get_subset(config, load_subsets(config), rules.subset)
 
 
-def _check_beginning(config: Config, examples: list[Example]) -> None:
+def _check_beginning(config: Config) -> None:
     """Refuses to begin with a network that may know the images that are scored."""
     init = config.train.init
     if not init:
@@ -133,7 +131,8 @@ def _check_beginning(config: Config, examples: list[Example]) -> None:
     folder = pretrained.resolve(init)
     known = read_fingerprints(folder).get("train")
     _, _, before = restore_for_inference(folder)
-    is_same = known == training_run.take_fingerprint("train", examples)
+    learned = load_subsets(config.data)["train"]
+    is_same = known == training_run.take_fingerprint("train", learned)
     if before.train.init or not is_same:
         raise ValueError(
             f"--init={init}: did not learn from the training images of this protocol "
