@@ -555,6 +555,13 @@ def ome_of_two_files_of_which_one_is_missing(folder):
 
 
 @refused
+def ome_whose_metadata_break_off(folder):
+    xml = '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image></OME>'
+    path = tiff(folder, GRAY, description=xml, metadata=None)
+    return path, r"its OME metadata is broken \(mismatched tag.*save it again"
+
+
+@refused
 def ome_with_several_channels(folder):
     pixels = noise((2, 3, 4, 40, 30))
     path = folder / "a.ome.tif"

@@ -64,23 +64,22 @@ def open_tiff(
         yield stacks
 
 
-def _open_whole(path: pathlib.Path) -> tifffile.TiffFile:
+@contextlib.contextmanager
+def _open_whole(path: pathlib.Path) -> Iterator[tifffile.TiffFile]:
     """Opens a file, or the one beside it that says what it is a part of.
 
     Where that is missing, no TIFF, or does not know the part, the part is a picture of
     its own.
     """
-    tiff = tifffile.TiffFile(path)
-    master = tiff_metadata.master_name(tiff)
-    if not master:
-        return tiff
-    with contextlib.suppress(OSError, tifffile.TiffFileError):
-        whole = tifffile.TiffFile(path.parent / pathlib.PurePath(master).name)
-        if path.name in tiff_metadata.part_names(whole):
-            tiff.close()
-            return whole
-        whole.close()
-    return tiff
+    with contextlib.ExitStack() as opened:
+        tiff = opened.enter_context(tifffile.TiffFile(path))
+        if master := tiff_metadata.master_name(tiff):
+            with contextlib.suppress(OSError, tifffile.TiffFileError):
+                beside = path.parent / pathlib.PurePath(master).name
+                whole = opened.enter_context(tifffile.TiffFile(beside))
+                if path.name in tiff_metadata.part_names(whole):
+                    tiff = whole
+        yield tiff
 
 
 def _check_page_list(path: pathlib.Path, tiff: tifffile.TiffFile) -> None:

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 import tifffile
 
+from nucseg_jax.data.errors import ImageError
 from nucseg_jax.data.formats.units import combine_sides, micrometres
 
 # Programs write, and ImageJ keeps, the resolution of a print: 85 µm a pixel at 300 dpi.
@@ -66,7 +67,13 @@ def part_names(tiff: tifffile.TiffFile) -> set[str | None]:
 
 
 def _ome_root(tiff: tifffile.TiffFile) -> ElementTree.Element:
-    return ElementTree.fromstring(tiff.ome_metadata or "<OME/>")
+    try:
+        return ElementTree.fromstring(tiff.ome_metadata or "<OME/>")
+    except ElementTree.ParseError as error:
+        raise ImageError(
+            f"{tiff.filehandle.path}: its OME metadata is broken ({error}); save it "
+            "again, by the program that wrote it or as a plain TIFF"
+        ) from error
 
 
 def _ome_pixels(tiff: tifffile.TiffFile, series: int) -> ElementTree.Element | None:
