@@ -52,11 +52,10 @@ def _find_markers(
         depth = _shape_depth(foreground)
         return depth, _find_peaks(depth, foreground, decoding, height=_SHAPE_HEIGHT)
     depth = channels.get("distance", channels["foreground"])
-    if "boundary" in channels:
-        depth = depth * (1 - channels["boundary"])
-    apart = 1 - channels.get("contact", np.float32(0))
-    # Smoothing heals a narrow contact, so that it is cut once more.
-    depth = cv2.GaussianBlur(depth * apart, (0, 0), decoding.smoothing) * apart
+    for name in ("boundary", "contact"):
+        if name in channels:
+            depth = depth * (1 - channels[name])
+    depth = cv2.GaussianBlur(depth, (0, 0), decoding.smoothing)
     inside = foreground & (depth >= decoding.marker_threshold)
     return depth, _find_peaks(depth, inside, decoding, height=decoding.peak_height)
 
