@@ -17,16 +17,11 @@ import tqdm
 
 from experiments import flags as shared
 from experiments.device import start_device
+from experiments.run_folder import warn_of_data
 from nucseg_jax import pretrained
-from nucseg_jax.checkpoints import read_fingerprints, restore_for_inference
+from nucseg_jax.checkpoints import restore_for_inference
 from nucseg_jax.config import DataConfig
-from nucseg_jax.data.index import (
-    Example,
-    describe_subsets,
-    fingerprint,
-    get_subset,
-    load_subsets,
-)
+from nucseg_jax.data.index import Example, describe_subsets, get_subset, load_subsets
 from nucseg_jax.evaluation import figures
 from nucseg_jax.evaluation.evaluate import (
     Evaluation,
@@ -64,7 +59,7 @@ def main() -> None:
     examples = get_subset(data, subsets, _SUBSET.value)
     print(start_device())
     print(describe_subsets(data, subsets))
-    warn_of_data(examples)
+    warn_of_data(_CHECKPOINT.value, _SUBSET.value, examples)
     segmenter = make_segmenter(
         model, variables, config, mode=_MODE.value or None, tta=int(_TTA.value)
     )
@@ -77,26 +72,6 @@ def main() -> None:
     print(f"\n{_SUBSET.value} of {data.data_dir}\n{format_table(evaluation)}\n")
     about = protocol(data, segmenter.decoding.mode, config.inference.fast_head)
     write_results(segmenter, evaluation, about, output_folder())
-
-
-def warn_of_data(examples: list[Example]) -> None:
-    """Tells if these are not, or may not be, the files of the training's subset."""
-    before = read_fingerprints(pretrained.resolve(_CHECKPOINT.value))
-    wanted = before.get(_SUBSET.value)
-    if not before:
-        print(
-            f"WARNING: {_CHECKPOINT.value} was exported and does not tell from which "
-            "images it learned: make sure that none of them is among these"
-        )
-    elif (
-        not shared.given(shared.DATA_SETTINGS)
-        and wanted
-        and wanted != fingerprint(examples)
-    ):
-        print(
-            f"WARNING: images or truth of {_SUBSET.value} have changed since training; "
-            "these numbers do not compare with the run's own"
-        )
 
 
 def progress(examples: list[Example], name: str) -> tqdm.tqdm:

@@ -24,6 +24,7 @@ from absl import flags
 
 from experiments import flags as shared
 from experiments.device import describe_machine, start_device
+from experiments.run_folder import warn_of_data
 from nucseg_jax import pretrained
 from nucseg_jax.checkpoints import restore_for_inference
 from nucseg_jax.config import Config, DecodingConfig, Mode
@@ -93,6 +94,7 @@ def main() -> None:
     examples = get_subset(data, subsets, _SUBSET.value)
     print(start_device())
     print(describe_subsets(data, subsets))
+    warn_of_data(_CHECKPOINT.value, _SUBSET.value, examples)
     heads = [*range(1, restored.model.depth), 0]
     times = time_heads(restored, heads)
     rows = [

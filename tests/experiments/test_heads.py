@@ -11,7 +11,9 @@ from tests.helpers import TINY_FEATURES, write_disc_dataset
 from tests.test_checkpoints import CONFIG, create_state, save
 
 
-def test_each_head_is_scored_timed_and_drawn(load_program, tmp_path, monkeypatch):
+def test_each_head_is_scored_timed_and_drawn(
+    load_program, tmp_path, monkeypatch, capsys
+):
     write_disc_dataset(tmp_path / "data", num_images=4, side=24)
     config = dataclasses.replace(CONFIG, model=ModelConfig(features=TINY_FEATURES))
     save(tmp_path / "run", create_state(config), step=1, iou=0.5, config=config)
@@ -23,6 +25,7 @@ def test_each_head_is_scored_timed_and_drawn(load_program, tmp_path, monkeypatch
         "--name=tiny",
     )
     program.main()
+    assert "does not tell from which images it learned" in capsys.readouterr().out
     result = json.loads((tmp_path / "heads_tiny.json").read_text())
     rows = result["rows"]
     depth = len(TINY_FEATURES)
