@@ -28,7 +28,7 @@ _CHOICES: dict[str, Sequence[float]] = {
 # Without meaning for a network of foreground alone.
 _LEARNED_DEPTH = ("peak_height", "smoothing", "marker_threshold")
 _ROUNDS = 2
-# Probabilities of more pixels than this are not kept: 600 MiB for three targets.
+# Probabilities of more pixels than this are not kept: 800 MB for four targets.
 _MOST_PIXELS = 100_000_000
 
 

@@ -34,7 +34,7 @@ DISCS = 100  # In each patch; some lie across its border.
 # Features, and what is predicted.
 NETWORKS = {
     "narrow": ((8, 16, 32), ("foreground",)),
-    "small": ((16, 32, 64, 128), ("foreground", "boundary", "distance")),
+    "small": ((16, 32, 64, 128), ("foreground", "boundary", "distance", "contact")),
     "base": ((32, 64, 128, 256), ("foreground", "boundary", "distance")),
     "shallow": ((48, 96, 192), ("foreground", "boundary", "distance")),
     "wide": ((32, 64, 128, 256, 512), ("foreground", "boundary", "distance")),
@@ -77,7 +77,8 @@ def write_image(path: pathlib.Path, shape: tuple[int, int], tile: int = 512) -> 
 def brightness_network(features: tuple[int, ...], num_targets: int = 1):
     """A network of real cost whose result is known: bright pixels are nuclei.
 
-    Of three targets, the second is nowhere and the third as the first.
+    Of several targets, the second and the fourth are nowhere and the third is as the
+    first.
     """
     model = UNetPlusPlus(features=features, num_targets=num_targets)
     variables = jax.tree.map(np.zeros_like, random_variables(model))
