@@ -56,7 +56,10 @@ def test_bfloat16_finds_the_same_nuclei():
     exact, rounded = (load_segmenter(dtype=d)(image) for d in (None, "bfloat16"))
     assert rounded.probs.dtype == np.float32
     assert not np.array_equal(rounded.probs, exact.probs)
-    np.testing.assert_allclose(rounded.probs, exact.probs, atol=0.1)
+    differences = np.abs(rounded.probs - exact.probs)
+    assert differences[..., 0].max() <= 0.05  # Foreground.
+    # Thin targets are steep: single pixels may differ by more.
+    assert np.quantile(differences, 0.999) <= 0.03
     assert abs(int(rounded.labels.max()) - int(exact.labels.max())) <= 1
 
 
