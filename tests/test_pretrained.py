@@ -58,8 +58,9 @@ def test_bfloat16_finds_the_same_nuclei():
     assert not np.array_equal(rounded.probs, exact.probs)
     differences = np.abs(rounded.probs - exact.probs)
     assert differences[..., 0].max() <= 0.05  # Foreground.
-    # Thin targets are steep: single pixels may differ by more.
-    assert np.quantile(differences, 0.999) <= 0.03
+    assert differences[..., :3].max() <= 0.1
+    # Contacts are thin and steep: single pixels may differ by more.
+    assert np.quantile(differences[..., 3], 0.999) <= 0.03
     assert abs(int(rounded.labels.max()) - int(exact.labels.max())) <= 1
 
 

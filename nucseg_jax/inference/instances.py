@@ -52,9 +52,9 @@ def _find_markers(
         depth = _shape_depth(foreground)
         return depth, _find_peaks(depth, foreground, decoding, height=_SHAPE_HEIGHT)
     depth = channels.get("distance", channels["foreground"])
-    for name in ("boundary", "contact"):
-        if name in channels:
-            depth = depth * (1 - channels[name])
+    for border in ("boundary", "contact"):
+        if border in channels:
+            depth = depth * (1 - channels[border])
     depth = cv2.GaussianBlur(depth, (0, 0), decoding.smoothing)
     inside = foreground & (depth >= decoding.marker_threshold)
     return depth, _find_peaks(depth, inside, decoding, height=decoding.peak_height)

@@ -100,16 +100,18 @@ def test_what_was_learned_from_label_images_gives_them_back(names):
         assert overlap / np.sum((labels == found) | (TOUCHING == k)) > 0.9
 
 
-@pytest.mark.parametrize("smoothing", [1.0, 3.0])
-def test_a_contact_as_wide_as_its_target_parts_what_is_deep_on_both_sides(smoothing):
+# A contact as thin as a pixel, and one as wide as its target.
+@pytest.mark.parametrize(("smoothing", "width"), [(1.0, 1), (1.0, 4), (3.0, 4)])
+def test_a_contact_parts_what_is_deep_on_both_sides(smoothing, width):
     names = ("foreground", "distance", "contact")
     probs = np.zeros((30, 40, 3), np.float32)
     probs[5:25, 5:35, :2] = 0.9
     decoding = DecodingConfig(smoothing=smoothing)
     assert instances.label_nuclei(probs, names, decoding).max() == 1
-    probs[5:25, 18:22, 2] = 1
+    probs[5:25, 20 : 20 + width, 2] = 1
     labels = instances.label_nuclei(probs, names, decoding)
-    assert labels.max() == 2 and (labels[5:25, 17] != labels[5:25, 22]).all()
+    assert labels.max() == 2
+    assert (labels[5:25, 19] != labels[5:25, 20 + width]).all()
 
 
 def test_foreground_alone_is_parted_by_its_shape():
