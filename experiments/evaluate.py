@@ -16,12 +16,11 @@ import numpy as np
 import tqdm
 
 from experiments import flags as shared
-from experiments.device import start_device
-from experiments.run_folder import warn_of_data
+from experiments.scored_data import load_scored_data
 from nucseg_jax import pretrained
 from nucseg_jax.checkpoints import restore_for_inference
 from nucseg_jax.config import DataConfig
-from nucseg_jax.data.index import Example, describe_subsets, get_subset, load_subsets
+from nucseg_jax.data.index import Example
 from nucseg_jax.evaluation import figures
 from nucseg_jax.evaluation.evaluate import (
     Evaluation,
@@ -54,19 +53,16 @@ def main() -> None:
     model, variables, config = restore_for_inference(
         pretrained.resolve(_CHECKPOINT.value)
     )
-    data = shared.choose_data(config.data)
-    subsets = load_subsets(data)
-    examples = get_subset(data, subsets, _SUBSET.value)
-    print(start_device())
-    print(describe_subsets(data, subsets))
-    warn_of_data(_CHECKPOINT.value, _SUBSET.value, examples)
+    data, examples, val = load_scored_data(
+        _CHECKPOINT.value, _SUBSET.value, config.data
+    )
     segmenter = make_segmenter(
         model, variables, config, mode=_MODE.value or None, tta=int(_TTA.value)
     )
     evaluation = evaluate(
         segmenter,
         progress(examples, f"scoring {_SUBSET.value}"),
-        threshold=choose_threshold(segmenter, subsets["val"]),
+        threshold=choose_threshold(segmenter, val),
         score_size=_SCORE_SIZE.value,
     )
     print(f"\n{_SUBSET.value} of {data.data_dir}\n{format_table(evaluation)}\n")

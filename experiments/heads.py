@@ -23,12 +23,12 @@ import tqdm
 from absl import flags
 
 from experiments import flags as shared
-from experiments.device import describe_machine, start_device
-from experiments.run_folder import warn_of_data
+from experiments.device import describe_machine
+from experiments.scored_data import load_scored_data
 from nucseg_jax import pretrained
 from nucseg_jax.checkpoints import restore_for_inference
 from nucseg_jax.config import Config, DecodingConfig, Mode
-from nucseg_jax.data.index import Example, describe_subsets, get_subset, load_subsets
+from nucseg_jax.data.index import Example
 from nucseg_jax.evaluation import figures
 from nucseg_jax.evaluation.evaluate import evaluate
 from nucseg_jax.evaluation.tuning import can_tune, tune_decoding
@@ -89,12 +89,9 @@ class Restored:
 def main() -> None:
     """Scores and times every head by itself, and all together."""
     restored = Restored(*restore_for_inference(pretrained.resolve(_CHECKPOINT.value)))
-    data = shared.choose_data(restored.config.data)
-    subsets = load_subsets(data)
-    examples = get_subset(data, subsets, _SUBSET.value)
-    print(start_device())
-    print(describe_subsets(data, subsets))
-    warn_of_data(_CHECKPOINT.value, _SUBSET.value, examples)
+    data, examples, val = load_scored_data(
+        _CHECKPOINT.value, _SUBSET.value, restored.config.data
+    )
     heads = [*range(1, restored.model.depth), 0]
     times = time_heads(restored, heads)
     rows = [
@@ -102,7 +99,7 @@ def main() -> None:
             "head": head,
             "parameters": restored.count_parameters(head),
             "s_per_image": times[head],
-            **score_head(restored, examples, subsets["val"], head),
+            **score_head(restored, examples, val, head),
         }
         for head in heads
     ]

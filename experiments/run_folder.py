@@ -7,15 +7,11 @@ import datetime
 import json
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from experiments import flags as shared
 from experiments.device import describe_machine
-from nucseg_jax import pretrained
-from nucseg_jax.checkpoints import read_fingerprints
 from nucseg_jax.config import Config
-from nucseg_jax.data.index import Example, fingerprint
 from nucseg_jax.files import write_json
 
 # Settings that a run may change when it is continued.
@@ -53,32 +49,6 @@ def check_resumable(workdir: pathlib.Path, old: Config | None, new: Config) -> N
         raise ValueError(
             f"{workdir} holds a run with other settings ({'; '.join(differing)}): "
             "choose another --workdir, or delete it to begin anew"
-        )
-
-
-def warn_of_data(checkpoint: str, subset: str, examples: Sequence[Example]) -> None:
-    """Tells if these are not, or may not be, what a training had as that subset.
-
-    Args:
-      checkpoint: Folder of the run, or name of a network of the project's.
-      subset: train, val or test.
-      examples: What is going to be scored.
-    """
-    before = read_fingerprints(pretrained.resolve(checkpoint))
-    wanted = before.get(subset)
-    if not before:
-        print(
-            f"WARNING: {checkpoint} was exported and does not tell from which images "
-            "it learned: make sure that none of them is among these"
-        )
-    elif (
-        not shared.given(shared.DATA_SETTINGS)
-        and wanted
-        and wanted != fingerprint(examples)
-    ):
-        print(
-            f"WARNING: images or truth of {subset} have changed since training; these "
-            "numbers do not compare with the run's own"
         )
 
 

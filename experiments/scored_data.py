@@ -1,0 +1,62 @@
+"""The images that a trained network is scored on, and how far to trust the score."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from experiments import flags as shared
+from experiments.device import start_device
+from nucseg_jax import pretrained
+from nucseg_jax.checkpoints import read_fingerprints
+from nucseg_jax.config import DataConfig
+from nucseg_jax.data.index import (
+    Example,
+    describe_subsets,
+    fingerprint,
+    get_subset,
+    load_subsets,
+)
+
+
+class ScoredData(NamedTuple):
+    """What is scored, and what decoding and thresholds are tuned on."""
+
+    settings: DataConfig
+    examples: list[Example]
+    val: list[Example]
+
+
+def load_scored_data(checkpoint: str, subset: str, trained: DataConfig) -> ScoredData:
+    """Lists the images to score, and tells of them, of the device, and of doubts.
+
+    Args:
+      checkpoint: Folder of the run, or name of a network of the project's.
+      subset: train, val or test.
+      trained: Data of the training; the command line may name others.
+    """
+    settings = shared.choose_data(trained)
+    subsets = load_subsets(settings)
+    examples = get_subset(settings, subsets, subset)
+    print(start_device())
+    print(describe_subsets(settings, subsets))
+    _warn_of_data(checkpoint, subset, examples)
+    return ScoredData(settings, examples, subsets["val"])
+
+
+def _warn_of_data(checkpoint: str, subset: str, examples: Sequence[Example]) -> None:
+    """Tells if these are not, or may not be, what a training had as that subset."""
+    before = read_fingerprints(pretrained.resolve(checkpoint))
+    if not before:
+        print(
+            f"WARNING: {checkpoint} was exported and does not tell from which images "
+            "it learned: make sure that none of them is among these"
+        )
+        return
+    wanted = before.get(subset)
+    same_data = not shared.given(shared.DATA_SETTINGS)
+    if same_data and wanted and wanted != fingerprint(examples):
+        print(
+            f"WARNING: images or truth of {subset} have changed since training; these "
+            "numbers do not compare with the run's own"
+        )
