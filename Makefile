@@ -1,4 +1,5 @@
 # Every target sets up .venv by itself when it is missing or the lock has changed.
+#   make setup  no more than that
 #   make demo   train on the sample data, evaluate, predict: see runs/demo
 #   make test   the tests            make test-slow   those that take minutes, too
 #   make test-pythons  the tests under each Python found (PYTHONS="python3.12 ...")

@@ -120,7 +120,8 @@ def dtype() -> flags.FlagHolder:
     """Asks for the flag --dtype of a program that predicts."""
     meaning = (
         "Number format of the network's computation: bfloat16 is faster where the "
-        "processor has instructions for it; empty = as trained."
+        "processor has instructions for it; empty = as trained, and float32 for "
+        "networks that were exported, as the project's own."
     )
     return _once(flags.DEFINE_enum, "dtype", "", ["", *get_args(Dtype)], meaning)
 

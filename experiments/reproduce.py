@@ -4,7 +4,8 @@
         --flagfile=experiments/flagfiles/original.flags --name=original
     python -m experiments.tables          # prints the README's tables
 
-FOLDER is the 2018 Data Science Bowl with the protocols' splits in its index.csv. Run
+FOLDER is the 2018 Data Science Bowl with the protocols' splits in its index.csv; the
+protocol chooses among them, whatever --split and its like say. Run
 after run is trained in --workdir, with the seeds that follow --seed; one that is
 finished is not trained again. The last line names the file of results. To choose
 between recipes, score them with --subset=val: test is to be looked at once.

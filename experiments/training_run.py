@@ -144,8 +144,9 @@ def inherit(
 ) -> Config:
     """Takes over the settings of the network that training begins with.
 
-    Where the data lie and how they are split is not among them. A run that goes on
-    has its own settings, and needs that network no more.
+    Those of data and model, and whether its heads were trained to stand alone, without
+    which fast mode is lost. Where the data lie and how they are split is not among
+    them. A run that goes on has its own settings, and needs that network no more.
 
     Args:
       config: Of the command line.
@@ -161,9 +162,12 @@ def inherit(
     if old is None:
         _, _, old = ckpt.restore_for_inference(pretrained.resolve(config.train.init))
     own = {*DATA_SETTINGS, "balance_by"}
-    sections = {}
-    for name in ("data", "model"):
-        before = dataclasses.asdict(getattr(old, name))
+    sections = {
+        "data": dataclasses.asdict(old.data),
+        "model": dataclasses.asdict(old.model),
+        "train": {"supervision": old.train.supervision},
+    }
+    for name, before in sections.items():
         taken = {k: v for k, v in before.items() if k not in own | given.keys()}
         sections[name] = dataclasses.replace(getattr(config, name), **taken)
     return dataclasses.replace(config, **sections)

@@ -60,14 +60,18 @@ class DataConfig:
     framing: Framing = _setting(
         "resize", "Resize whole images to a square, or crop squares at native scale."
     )
-    size: int = _setting(256, "Side of that square, pixels.")
+    size: int = _setting(
+        256, "Side of the square that images are resized or cropped to, pixels."
+    )
     clahe_clip_limit: float = _setting(2.5, "Contrast limit of CLAHE; 0 = no CLAHE.")
     normalization: Normalization = _setting(
         "none",
         "Contrast of each image: none = as it is; stretch = percentiles 1 and 99.8 "
         "become black and white; dark = that, and a bright background is inverted.",
     )
-    augmentation: str = _setting("original", "Augmentation recipe for training.")
+    augmentation: str = _setting(
+        "original", "Recipe for training: none, flips, original or microscopy."
+    )
     zoom: float = _setting(
         1.0,
         "With --framing=crop: crops are cut up to so many times larger or smaller in "
@@ -79,7 +83,9 @@ class DataConfig:
         "an epoch. If empty: each comes once.",
     )
     targets: tuple[str, ...] = _setting(
-        ("foreground",), "What each head predicts, one channel each."
+        ("foreground",),
+        "What each head predicts, one channel each: foreground, then any of boundary, "
+        "distance, contact.",
     )
     pixel_size: float = _setting(
         0.0, "Micrometres a pixel of the training images; 0 = unknown."
@@ -157,8 +163,9 @@ class TrainConfig:
     init: str = _setting(
         "",
         "Begin with the parameters of this trained run, or of a network that comes "
-        "with the project (small, base). Its settings of data and model hold where the "
-        "command line gives no others. If empty: begin at random.",
+        "with the project (small, base). Its settings of data and model and its "
+        "supervision hold where the command line gives no others. If empty: begin at "
+        "random.",
     )
     num_epochs: int = _setting(20, "Epochs of the whole run.")
     steps_per_epoch: int = _setting(
@@ -169,7 +176,9 @@ class TrainConfig:
         "average", "Loss of the averaged heads, or mean of the heads' losses."
     )
     learning_rate: float = _setting(1e-3, "Highest learning rate.")
-    warmup_epochs: float = _setting(0.0, "Epochs of linear rise to that rate.")
+    warmup_epochs: float = _setting(
+        0.0, "Epochs of linear rise to the highest learning rate."
+    )
     decay: Decay = _setting("step", "How the rate goes on after the warm-up.")
     decay_epochs: tuple[float, ...] = _setting(
         (6.0,), "With --decay=step: the epochs at which the rate is halved."

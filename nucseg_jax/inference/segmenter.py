@@ -356,7 +356,8 @@ def load_segmenter(
       tile: Side of the largest tile, pixels; smaller ones take less memory and more
         time. None = by the widths of network and image.
       dtype: Of the network's computation, "float32" or "bfloat16"; None = as
-        trained. Probabilities are float32 all the same.
+        trained, and float32 for networks that were exported, as the project's own.
+        Probabilities are float32 all the same.
 
     Raises:
       CheckpointError: If there is no readable checkpoint.

@@ -8,7 +8,7 @@ import pytest
 
 from experiments import training_run
 from nucseg_jax.checkpoints import restore_for_inference
-from nucseg_jax.config import DecodingConfig
+from nucseg_jax.config import Config, DecodingConfig, TrainConfig
 from nucseg_jax.data.index import Example
 from nucseg_jax.evaluation.tuning import Tuning
 from nucseg_jax.training.stopping import StopRequest
@@ -100,3 +100,21 @@ def test_an_epoch_is_as_long_as_the_images_with_their_repeats(
     )
     run = types.SimpleNamespace(config=config, subsets={"train": examples})
     assert training_run.Run.steps_per_epoch.fget(run) == expected
+
+
+def test_a_beginning_tells_data_model_and_supervision_but_not_where_data_lie(tmp_path):
+    before = dataclasses.replace(
+        CONFIG,
+        data=dataclasses.replace(CONFIG.data, split="a", size=48, balance_by="stain"),
+        train=dataclasses.replace(CONFIG.train, supervision="per_head", seed=3),
+    )
+    save(tmp_path / "run", create_state(before), step=1, iou=0.5, config=before)
+    asked = Config(train=TrainConfig(init=str(tmp_path / "run"), seed=7))
+    config = training_run.inherit(asked, given={"size": 256})
+    assert config.model == before.model
+    assert config.data == dataclasses.replace(
+        before.data, data_dir="", split="", size=256, balance_by=""
+    )
+    assert config.train == dataclasses.replace(asked.train, supervision="per_head")
+    kept = training_run.inherit(asked, given={"supervision": "average"})
+    assert kept.train.supervision == "average"

@@ -1,11 +1,11 @@
 """Segments one large image in a process of its own, and tells what it took.
 
-    python large_image.py FOLDER HEIGHT WIDTH NETWORK TILE SCALE
+    python -m tests.inference.large_image FOLDER HEIGHT WIDTH NETWORK TILE SCALE
 
-NETWORK is one of `NETWORKS`, which has the width and targets of that name; TILE 0 lets
-the segmenter choose. Prints JSON: nuclei, seconds, peak memory, and the seconds that
-the bare network would take for the same pixels, by the median of its times before and
-after.
+FOLDER must exist. NETWORK is one of `NETWORKS`, which has the width and targets of that
+name; TILE 0 lets the segmenter choose. Prints JSON: nuclei, seconds, peak memory, and
+the seconds that the bare network would take for the same pixels, by the median of its
+times before and after.
 """
 
 import json
