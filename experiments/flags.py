@@ -11,6 +11,7 @@ import dataclasses
 import logging as standard_logging
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, get_args, get_origin, get_type_hints
@@ -228,6 +229,9 @@ def run(main: Any) -> None:
         except Stopped as error:
             print(f"{error}; the same command goes on from there", file=sys.stderr)
             return error.exit_code
+        except KeyboardInterrupt:
+            print("stopped by SIGINT", file=sys.stderr)
+            return 128 + signal.SIGINT
         except (ValueError, OSError, MemoryError, RuntimeError) as error:
             message = _explain(error)
             if not message or os.environ.get("NUCSEG_TRACEBACK"):

@@ -5,34 +5,48 @@ from __future__ import annotations
 import csv
 import json
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from nucseg_jax.files import TEXT, replacing, write_json
 from nucseg_jax.inference.jobs import Outcome
-from nucseg_jax.inference.outputs import merge_tables
+from nucseg_jax.inference.outputs import FOLDERS, merge_tables
 from nucseg_jax.inference.outputs.page import write_report
-from nucseg_jax.inference.outputs.summaries import SETTINGS
+from nucseg_jax.inference.outputs.summaries import SETTINGS, summary_paths
+
+_FILES = ("nuclei.csv", "summary.csv", "report.html", "failed.csv")
+_FAILURES = re.compile(r"failed(_\d+_of_\d+)?\.csv")
 
 
 def check_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
     """Keeps the settings in the folder, and refuses to mix results of two.
 
+    As long as no image is finished, the settings may change.
+
     Raises:
-      ValueError: If the folder holds results of other settings.
+      ValueError: If the folder holds results of other settings, or files of others
+        that results would replace.
     """
-    path = folder / SETTINGS
-    if not path.exists():
-        write_json(path, settings)
-        return
-    before = read_settings(folder)
-    differing = [name for name in settings if before.get(name) != settings[name]]
-    if differing:
-        name = differing[0]
+    # Before the settings are read, which another shard may be writing.
+    found = [name for name in (SETTINGS, *FOLDERS, *_FILES) if (folder / name).exists()]
+    before = read_settings(folder) if (folder / SETTINGS).exists() else {}
+    if "network" not in before and found:
+        raise ValueError(
+            f"{folder} holds {found[0]}, which is not of this program and would be "
+            "replaced: give another --output"
+        )
+    # The same network may lie elsewhere now: its digest is another of the settings.
+    names = [name for name in settings | before if name != "checkpoint"]
+    differing = [name for name in names if before.get(name) != settings.get(name)]
+    if before and differing and summary_paths(folder):
+        name = "checkpoint" if differing[0] == "network" else differing[0]
         raise ValueError(
             f"{folder} holds results with {name}={before.get(name)!r}, now it is "
-            f"{settings[name]!r}: give another --output, or delete that folder"
+            f"{settings.get(name)!r}: give another --output, or delete that folder"
         )
+    if differing:
+        write_json(folder / SETTINGS, settings)
 
 
 def read_settings(folder: pathlib.Path) -> dict[str, Any]:
@@ -47,7 +61,10 @@ def read_settings(folder: pathlib.Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
-        raise ValueError(f"{path}: is damaged ({error}); delete it") from error
+        raise ValueError(
+            f"{path}: is damaged ({error}); give another --output, or delete that "
+            "folder"
+        ) from error
 
 
 def write_failures(
@@ -59,9 +76,9 @@ def write_failures(
     """
     shard = f"_{shard_index}_of_{num_shards}" if num_shards > 1 else ""
     path = folder / f"failed{shard}.csv"
-    current = {path, *folder.glob(f"failed_*_of_{num_shards}.csv")}
-    for older in set(folder.glob("failed*.csv")) - current:
-        older.unlink(missing_ok=True)
+    for older in _failure_files(folder):
+        if older != path and not older.stem.endswith(f"_of_{num_shards}"):
+            older.unlink(missing_ok=True)
     if not failed:
         path.unlink(missing_ok=True)
         return
@@ -76,10 +93,15 @@ def write_failures(
 
 def read_failures(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
     """Yields image and error of all files that could not be finished."""
-    for path in sorted(folder.glob("failed*.csv")):
+    for path in _failure_files(folder):
         with open(path, newline="", **TEXT) as file:
             for row in csv.DictReader(file):
                 yield row["image"], row["error"]
+
+
+def _failure_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Lists what `write_failures` has left, and nothing else of such a name."""
+    return sorted(p for p in folder.iterdir() if _FAILURES.fullmatch(p.name))
 
 
 def merge(folder: pathlib.Path) -> int:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -27,6 +28,7 @@ from experiments.prediction import (
     read_network,
     read_options,
     read_settings,
+    tell_retired,
 )
 from nucseg_jax import pretrained
 from nucseg_jax.inference import outputs
@@ -35,6 +37,7 @@ from nucseg_jax.inference.run import segment_files
 from nucseg_jax.inference.segmenter import Segmenter, load_segmenter
 from nucseg_jax.inference.streams import PlaneInfo
 from nucseg_jax.inference.tile_predictor import TellTiles
+from nucseg_jax.training.stopping import Stopped
 
 shared.checkpoint(required=False)
 _INPUT = shared.source("Image, or folder searched with its subfolders.")
@@ -66,9 +69,13 @@ _NUM_SHARDS = flags.DEFINE_integer(
 )
 _SHARD_INDEX = flags.DEFINE_integer(
     "shard_index",
-    int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
-    - int(os.environ.get("SLURM_ARRAY_TASK_MIN", "0")),
-    "Which of these parts, from 0; the default is that of a SLURM array job.",
+    (
+        int(os.environ.get("SLURM_ARRAY_TASK_ID", "0"))
+        - int(os.environ.get("SLURM_ARRAY_TASK_MIN", "0"))
+    )
+    // int(os.environ.get("SLURM_ARRAY_TASK_STEP", "1")),
+    "Which of these parts, from 0; the default is that of a SLURM array job, whose "
+    "indices must be a range.",
 )
 
 
@@ -98,9 +105,14 @@ def main() -> int:
 def segment_all(
     jobs: list, segmenter: Segmenter, folder: pathlib.Path, options: Options
 ) -> list[Outcome]:
-    """Segments under a progress bar, up to the first error if that is asked for."""
+    """Segments under a progress bar, up to the first error if that is asked for.
+
+    Raises:
+      Stopped: By Ctrl-C; what was finished is kept.
+    """
     outcomes = []
     with (
+        _stopping(),
         tqdm.tqdm(total=len(jobs), desc="segmenting", unit="file") as bar,
         contextlib.closing(
             segment_files(jobs, segmenter, folder, options, watch=show_tiles)
@@ -112,6 +124,14 @@ def segment_all(
             if outcome.error and _ON_ERROR.value == "stop":
                 break
     return outcomes
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Stopped(signal.SIGINT) from error
 
 
 @contextlib.contextmanager
@@ -133,6 +153,7 @@ def tell(outcomes: list[Outcome], failed: list[Outcome], folder: pathlib.Path) -
     planes = sum(outcome.num_planes for outcome in outcomes)
     skipped = sum(outcome.num_skipped for outcome in outcomes)
     parts = sum(outcome.num_elsewhere > 0 for outcome in outcomes)
+    retired = sum(outcome.num_retired for outcome in outcomes)
     nuclei = sum(outcome.num_nuclei for outcome in outcomes)
     print(
         f"{done} of {len(outcomes)} files: {planes} images with {nuclei:,} nuclei"
@@ -143,6 +164,7 @@ def tell(outcomes: list[Outcome], failed: list[Outcome], folder: pathlib.Path) -
             f"{parts} of the files are parts of an OME-TIFF that begins in another "
             "file, with which their images are segmented"
         )
+    tell_retired(retired)
     for outcome in failed:
         print(f"error: {outcome.error}", file=sys.stderr)
     return 1 if failed else 0

@@ -30,6 +30,7 @@ from experiments.prediction import (
     read_network,
     read_options,
     read_settings,
+    tell_retired,
 )
 from nucseg_jax import pretrained
 from nucseg_jax.inference import outputs
@@ -100,6 +101,7 @@ def main() -> None:
             )
             done = " (finished before)" if outcome.num_skipped else ""
             print(f"{job.relative}: {outcome.num_nuclei:,} new nuclei{done}")
+            tell_retired(outcome.num_retired)
     output_folder.merge(folder)
     print(f"-> {folder / 'nuclei.csv'}, summary.csv, report.html, labels_zarr")
 

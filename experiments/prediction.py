@@ -78,3 +78,12 @@ def choose_checkpoint(choose: Callable[[], str]) -> str:
     name = choose()
     print(f"network: {name}, which comes with the project")
     return name
+
+
+def tell_retired(count: int) -> None:
+    """Prints how many earlier results do not count any more, if there are any."""
+    if count:
+        print(
+            f"{count} earlier result(s), under a name or of contents that the file no "
+            "longer has, left out of the tables; labels and pictures stay"
+        )

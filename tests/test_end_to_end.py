@@ -315,7 +315,7 @@ def test_a_run_may_stop_at_the_first_error(trained, sources, tmp_path):
         ("--save=labels,mesh", "cannot save 'mesh'; choose from labels, mask"),
         ("--shard_index=1", "shard_index is 1"),
         ("--scale=-1", "scale is -1; it must lie between 0.01 and 100"),
-        ("--pixel_size=-1", "pixel_size is -1.0; it must be above 0, or None"),
+        ("--pixel_size=-1", "pixel_size is -1.0; it must be above 0.00001 and"),
         ("--threshold=2", "threshold is '2'"),
     ],
 )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import math
 import pathlib
 from collections.abc import Callable, Iterator
 
@@ -19,6 +18,7 @@ import numpy as np
 from nucseg_jax.data.errors import MAX_PIXELS, ImageError, check_dtype, naming
 from nucseg_jax.data.formats.detect import SUFFIXES, ZARR_SUFFIX, open_stacks
 from nucseg_jax.data.formats.stacks import Stack
+from nucseg_jax.data.formats.units import COARSEST, FINEST
 
 _EVERYTHING = slice(None)
 _MOST_NAMES = 20  # Of channels in a message.
@@ -180,10 +180,13 @@ def check_pixel_size(pixel_size: float | None) -> None:
     """Refuses sizes by which no length could be told; None is unknown, and may be.
 
     Raises:
-      ValueError: If it is not above zero, or not finite.
+      ValueError: If it is finer than atoms, or coarser than any picture of cells.
     """
-    if pixel_size is not None and not 0 < pixel_size < math.inf:
-        raise ValueError(f"pixel_size is {pixel_size}; it must be above 0, or None")
+    if pixel_size is not None and not FINEST < pixel_size < COARSEST:
+        raise ValueError(
+            f"pixel_size is {pixel_size}; it must be above {FINEST:.5f} and below "
+            f"{COARSEST:,.0f} µm, or None"
+        )
 
 
 def can_open(path: pathlib.Path) -> bool:

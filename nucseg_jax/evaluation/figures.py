@@ -97,7 +97,7 @@ def draw_predictions(
         _show(row[1], mask, "truth")
         _show(row[2], foreground, "prediction")
         _show(row[3], draw_errors(image, mask, foreground), "overlay")
-        row[0].set_ylabel(title, fontsize=10)
+        row[0].set_ylabel(_printable(title), fontsize=10)
     names = {"outline of prediction": outputs.OUTLINE_COLOUR} | _ERROR_COLOURS
     for name, colour in names.items():
         figure.axes[0].plot([], [], color=np.divide(colour, 255), lw=5, label=name)
@@ -205,7 +205,7 @@ def draw_average_precision(
     for index, (name, ap) in enumerate(curves.items()):
         colour = _GROUP_COLOURS[(index - 1) % len(_GROUP_COLOURS)]
         style = {"color": colour, "lw": 1.5} if index else {"color": "black", "lw": 2.5}
-        label = f"{np.mean(ap):.3f}  {name}"
+        label = _printable(f"{np.mean(ap):.3f}  {name}")
         axes.plot(THRESHOLDS, ap, marker="o", ms=4, label=label, **style)
     axes.set(
         xlabel="IoU that a match must exceed",
@@ -266,8 +266,17 @@ def draw_errors(
 
 def _show(axes: Axes, picture: np.ndarray, title: str, *, fontsize: float = 10) -> None:
     axes.imshow(picture, cmap="gray", interpolation="antialiased")
-    axes.set_title(title, fontsize=fontsize)
+    axes.set_title(_printable(title), fontsize=fontsize)
     axes.set(xticks=[], yticks=[])
+
+
+def _printable(text: str) -> str:
+    """Writes names as they are: Matplotlib sets what lies between $ as formulas.
+
+    Bytes of a file's name that are not UTF-8 become question marks.
+    """
+    known = text.encode(errors="surrogateescape").decode(errors="replace")
+    return known.replace("$", r"\$")
 
 
 def _save(figure: Figure, path: str | os.PathLike, *, dpi: int = 120) -> None:

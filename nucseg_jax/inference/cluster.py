@@ -29,6 +29,7 @@ from nucseg_jax.inference import block_tasks, outputs
 from nucseg_jax.inference.block_tasks import Description, Network, Source, Work
 from nucseg_jax.inference.blocks import Block, Blocks, number_blocks, round_of
 from nucseg_jax.inference.contrast import Contrast, make_contrast
+from nucseg_jax.inference.earlier_results import EarlierResults
 from nucseg_jax.inference.jobs import Job, Options, Outcome, is_done
 from nucseg_jax.inference.outputs.labels_zarr import CHUNK, create_pyramid
 from nucseg_jax.inference.outputs.nuclei import column_names
@@ -36,7 +37,6 @@ from nucseg_jax.inference.outputs.summaries import summary_path
 from nucseg_jax.inference.outputs.tables import format_summary
 
 SAVE = ("labels_zarr", "table")
-_SCRATCH = "blocks"
 _PLAN = "plan.json"
 Key = TypeVar("Key", bound=Hashable)
 # Name of a plane, what is done, how many of how many tasks are.
@@ -81,11 +81,17 @@ def segment_image(
     run = _Run(client, network, pathlib.Path(output).absolute(), side, tell_progress)
     options = dataclasses.replace(options, save=SAVE)
     planes = run.do(job, block_tasks.describe_planes, job, options, network)
-    outcome = Outcome(job, num_elsewhere=sum(not plane.is_own for plane in planes))
+    names = {p: job.result_name(p.suffix) for p in planes if p.is_own}
+    stamp = planes[0].info.stamp
+    outcome = Outcome(
+        job,
+        num_elsewhere=len(planes) - len(names),
+        num_retired=EarlierResults(run.output).retire(job, stamp, names.values()),
+    )
     for index, plane in enumerate(planes):
         if not plane.is_own:
             continue
-        name = job.result_name(plane.suffix)
+        name = names[plane]
         if is_done(run.output, name, plane.info, SAVE):
             outcome = outcome.with_skipped()
         else:
@@ -109,7 +115,7 @@ class _Run:
     ) -> int:
         """Segments a plane and writes its products; returns the number of nuclei."""
         started = time.perf_counter()
-        work = self.plan(source, plane, self.output / _SCRATCH / name)
+        work = self.plan(source, plane, self.output / outputs.BLOCKS / name)
         _start_scratch(work)
         counts = self.segment_blocks(work)
         self.write_blocks(work, number_blocks(counts))

@@ -57,6 +57,7 @@ class Outcome:
       num_planes: Newly segmented.
       num_skipped: Planes that were finished before.
       num_elsewhere: Planes that are left to another file, in which they begin.
+      num_retired: Earlier results, under names or of contents that the file had then.
       error: Why it could not be finished; "" if it was.
     """
 
@@ -65,6 +66,7 @@ class Outcome:
     num_planes: int = 0
     num_skipped: int = 0
     num_elsewhere: int = 0
+    num_retired: int = 0
     error: str = ""
 
     def with_plane(self, num_nuclei: int) -> Self:
@@ -113,7 +115,7 @@ class Options:
 def find_jobs(source: str | os.PathLike) -> list[Job]:
     """Lists the images of a file or folder, subfolders included, in name order.
 
-    Links are followed; subfolders with results of earlier runs are left out. Results
+    Links are followed; what earlier runs have made of images is left out. Results
     keep the image's name; where two would share one, as of a.jpg and a.tif, the ending
     stays in it.
 
@@ -260,6 +262,8 @@ def _walk_images(root: pathlib.Path) -> Iterator[pathlib.PurePath]:
             subfolders.clear()
             continue
         seen.add(place)
+        if outputs.holds_results(pathlib.Path(folder)):
+            subfolders[:] = set(subfolders) - outputs.FOLDERS
         subfolders.sort()
         found = [name for name in subfolders if _is_zarr(name)]
         # An OME-Zarr is a folder, and one image.
@@ -269,7 +273,6 @@ def _walk_images(root: pathlib.Path) -> Iterator[pathlib.PurePath]:
             if name not in found
             and name[0] != "."
             and not _leads_inside(os.path.join(folder, name), top)
-            and not outputs.holds_results(pathlib.Path(folder, name))
         ]
         found += [name for name in names if can_open(pathlib.Path(name))]
         for name in found:

@@ -6,6 +6,7 @@ import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import errno
 import os
 import pathlib
 import threading
@@ -15,6 +16,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from nucseg_jax.data.errors import ImageError
 from nucseg_jax.data.planes import Plane
 from nucseg_jax.inference import outputs
+from nucseg_jax.inference.earlier_results import EarlierResults
 from nucseg_jax.inference.jobs import (
     Job,
     Options,
@@ -71,14 +73,18 @@ def segment_files(
     Raises:
       OSError: If a result cannot be written.
     """
-    run = _Run(segmenter, pathlib.Path(output), options, watch)
-    yield from _map_ahead(run.segment_file, jobs)
+    stop = threading.Event()
+    run = _Run(segmenter, pathlib.Path(output), options, watch, stop)
+    yield from _map_ahead(run.segment_file, jobs, stop)
 
 
 def _map_ahead(
-    work: Callable[[Job], Outcome], jobs: Sequence[Job]
+    work: Callable[[Job], Outcome], jobs: Sequence[Job], stop: threading.Event
 ) -> Iterator[Outcome]:
-    """Maps in threads and in order, a few jobs ahead of the results taken."""
+    """Maps in threads and in order, a few jobs ahead of the results taken.
+
+    At the end, whatever brings it, work that is not done is told to stop.
+    """
     pending: collections.deque[concurrent.futures.Future[Outcome]] = collections.deque()
     pool = concurrent.futures.ThreadPoolExecutor(_THREADS)
     try:
@@ -89,6 +95,7 @@ def _map_ahead(
         while pending:
             yield pending.popleft().result()
     finally:
+        stop.set()
         pool.shutdown(cancel_futures=True)
 
 
@@ -101,11 +108,14 @@ class _Run:
         output: pathlib.Path,
         options: Options,
         watch: Watch,
+        stop: threading.Event,
     ):
         self._segmenter = segmenter
         self._output = output
         self._options = options
         self._watch = watch
+        self._stop = stop
+        self._earlier = EarlierResults(output)
         self._one_large_plane = threading.Lock()
         self._claims: dict[pathlib.PurePath, Job] = {}
 
@@ -115,13 +125,30 @@ class _Run:
         try:
             with open_job(job, self._options) as planes:
                 own = [plane for plane in planes if is_own(job, plane)]
-                outcome = Outcome(job, num_elsewhere=len(planes) - len(own))
                 stamp = take_stamp(job.image, own)
+                names = {job.result_name(plane.suffix) for plane in own}
+                outcome = Outcome(
+                    job,
+                    num_elsewhere=len(planes) - len(own),
+                    num_retired=self._earlier.retire(job, stamp, names),
+                )
                 for plane in own:
                     outcome = self._count_plane(outcome, plane, stamp)
         except ImageError as error:
-            return dataclasses.replace(outcome, error=str(error))
+            return self._fail(outcome, str(error))
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            reason = "its results' names would be too long; give it a shorter name"
+            return self._fail(outcome, f"{job.image}: {reason}")
         return outcome
+
+    def _fail(self, outcome: Outcome, error: str) -> Outcome:
+        retired = outcome.num_retired
+        with contextlib.suppress(ImageError):
+            stamp = take_stamp(outcome.job.image, [])
+            retired += self._earlier.retire_changed(outcome.job, stamp)
+        return dataclasses.replace(outcome, error=error, num_retired=retired)
 
     def _count_plane(self, outcome: Outcome, plane: Plane, stamp: str) -> Outcome:
         job = outcome.job
@@ -151,7 +178,7 @@ class _Run:
             ) as writers,
         ):
             for item in self._segmenter.stream(
-                plane, scale=scale, tell_tiles=tell_tiles
+                plane, scale=scale, tell_tiles=self._stoppable(tell_tiles)
             ):
                 if isinstance(item, Window):
                     count = max(count, int(item.labels.max(initial=0)))
@@ -159,3 +186,17 @@ class _Run:
                 else:
                     writers.add_band(item)
         return count
+
+    def _stoppable(self, tell_tiles: TellTiles) -> TellTiles:
+        """Ends the work on a plane at its next tile when the run has ended."""
+
+        def tell(done: int, total: int) -> None:
+            if self._stop.is_set():
+                raise _StoppedError
+            tell_tiles(done, total)
+
+        return tell
+
+
+class _StoppedError(Exception):
+    """The run has ended; nobody waits for the result."""

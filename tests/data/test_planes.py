@@ -602,6 +602,8 @@ def size_of(path: pathlib.Path) -> float | None:
         ({"PhysicalSizeX": 0.2, "PhysicalSizeY": 0.8}, 0.4),
         ({"PhysicalSizeX": 0.25}, 0.25),
         ({"PhysicalSizeX": 0, "PhysicalSizeY": 0}, None),
+        # Metres, without the unit.
+        ({"PhysicalSizeX": 2.2e-7, "PhysicalSizeY": 2.2e-7}, None),
         (
             {
                 "PhysicalSizeX": 1,

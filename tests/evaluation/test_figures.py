@@ -164,6 +164,18 @@ def test_predictions_get_one_row_of_four_pictures_each(tmp_path, drawn):
     assert [path.name for path in tmp_path.iterdir()] == ["predictions.png"]
 
 
+@pytest.mark.parametrize(
+    "name", ["0$^well_$3", "a$b", b"im\xe9".decode(errors="surrogateescape")]
+)
+def test_any_name_of_a_file_can_stand_in_a_picture(tmp_path, name):
+    """What Matplotlib would set as a formula, and bytes that are no text."""
+    image, mask, foreground = make_panel()
+    figures.draw_predictions({name: (image, mask, foreground)}, tmp_path / "a.png")
+    figures.draw_nuclei([make_nuclei(title=name)], tmp_path / "b.png")
+    figures.draw_average_precision({name: [0.5] * 10}, tmp_path / "c.png")
+    assert all(read(path).std() > 0 for path in tmp_path.iterdir())
+
+
 SIDE = 40
 MATCHED, MISSED, FALSE = (86, 180, 233), (213, 94, 0), (240, 228, 66)
 

@@ -12,12 +12,14 @@ from experiments.prediction import (
     read_network,
     read_options,
     read_settings,
+    tell_retired,
 )
 from nucseg_jax import pretrained
 from nucseg_jax.checkpoints import read_digest
 from nucseg_jax.inference.block_tasks import Network
 from nucseg_jax.inference.jobs import Job, Outcome
 from nucseg_jax.inference.streams import PlaneInfo
+from nucseg_jax.training.stopping import Stopped
 
 INFO = PlaneInfo("sub/a.tif", pathlib.Path("a.tif"), 9, 9, ("0",), None, ("x",))
 
@@ -114,3 +116,35 @@ def test_failures_of_other_numbers_of_shards_are_forgotten(tmp_path):
     assert len(list(output_folder.read_failures(tmp_path))) == 2
     output_folder.write_failures(tmp_path, [], 1, 0)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("task", "index"), [("3", 0), ("5", 1), ("11", 4)])
+def test_a_slurm_array_with_steps_gives_each_task_a_shard(
+    load_program, monkeypatch, task, index
+):
+    """As `sbatch --array=3-11:2` sets them."""
+    names = ("COUNT", "MIN", "MAX", "STEP", "ID")
+    for name, value in zip(names, ("5", "3", "11", "2", task), strict=True):
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
+    load_program("predict", "--input=in", "--output=out")
+    assert (flags.FLAGS.num_shards, flags.FLAGS.shard_index) == (5, index)
+
+
+def test_ctrl_c_ends_it_in_one_line(load_program, monkeypatch, tmp_path):
+    program = load_program("predict", "--input=in", "--output=out")
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(program, "segment_files", interrupted)
+    with pytest.raises(Stopped, match="stopped by SIGINT") as stopped:
+        program.segment_all([], None, tmp_path, None)
+    assert stopped.value.exit_code == 130
+
+
+def test_results_that_were_left_out_are_told(capsys):
+    tell_retired(0)
+    assert not capsys.readouterr().out
+    tell_retired(2)
+    assert capsys.readouterr().out.startswith("2 earlier result(s)")

@@ -121,6 +121,14 @@ def test_results_below_the_images_are_no_images(tmp_path):
     }
 
 
+def test_images_beside_their_results_are_found_again(tmp_path):
+    """Results may lie where the images do, and above other images."""
+    touch(tmp_path, "day/a.png", "day/settings.json", "day/tables/a.json")
+    touch(tmp_path, "day/labels/a.tif", "day/thumbnails/a.jpg", "day/raw/b.png")
+    assert named(tmp_path / "day") == {"a.png": "a", "raw/b.png": "raw/b"}
+    assert named(tmp_path) == {"day/a.png": "day/a", "day/raw/b.png": "day/raw/b"}
+
+
 def test_a_folder_that_may_not_be_read_is_an_error(tmp_path, monkeypatch):
     touch(tmp_path, "a.png", "secret/b.png")
     scandir = os.scandir

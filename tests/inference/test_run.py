@@ -4,6 +4,9 @@ import contextlib
 import csv
 import json
 import os
+import signal
+import threading
+import time
 
 import numpy as np
 import PIL.Image
@@ -27,10 +30,11 @@ class RedNetwork:
         self.calls = 0
         self.shapes = []
 
-    def __call__(self, images):
+    def __call__(self, images, interior=None):
         self.calls += 1
         self.shapes.append(images.shape)
-        return images[..., :1]
+        red = images[..., :1]
+        return red if interior is None else interior.cut(red)
 
 
 @pytest.fixture
@@ -263,6 +267,48 @@ def test_few_files_are_open_ahead_of_the_results_taken(segmenter, network, tmp_p
     next(outcomes)
     outcomes.close()
     assert network.calls < 10
+
+
+def test_a_name_too_long_for_results_is_told_and_the_rest_done(
+    folder, segmenter, tmp_path
+):
+    (folder / "a.png").rename(folder / f"{'x' * 251}.png")
+    outcomes = run(folder, segmenter, tmp_path / "out")
+    (error,) = [o.error for o in outcomes if "xxx" in o.error]
+    assert "give it a shorter name" in error
+    assert sum(o.num_planes for o in outcomes) == 2
+    assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
+def test_a_run_that_is_left_does_not_finish_the_image_in_work(network, tmp_path):
+    """As Ctrl-C leaves it, while a large image has hours to go."""
+    path = tmp_path / "large.tif"
+    tifffile.imwrite(path, np.zeros((4000, 600), np.uint8), tile=(64, 64))
+    config = DataConfig(framing="crop", clahe_clip_limit=0)
+    segmenter = Segmenter(network, config, depth=2, tile=64)
+    told, first = [], threading.Event()
+
+    def watch(info):
+        def tell(done, total):
+            told.append((done, total))
+            first.set()
+            time.sleep(0.01)
+
+        return contextlib.nullcontext(tell)
+
+    def interrupt():
+        first.wait()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    outcomes = segment_files(
+        find_jobs(path), segmenter, tmp_path / "out", options(), watch=watch
+    )
+    with pytest.raises(KeyboardInterrupt):
+        list(outcomes)
+    done, total = told[-1]
+    assert done < total / 2
+    assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
 
 
 class Watcher:

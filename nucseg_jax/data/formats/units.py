@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+# Pixels of any image, µm; TIFF cannot tell sizes much below.
+FINEST, COARSEST = 1e-5, 1e4
+
 _MICROMETRES = {
     "µm": 1.0,  # U+00B5, the micro sign
     "μm": 1.0,  # U+03BC, the Greek letter
@@ -42,14 +45,14 @@ def micrometres(length: float | str, unit: str) -> float | None:
 
     Returns:
       Micrometres; None if the unit is unknown, such as "pixel", or the length is no
-      number above zero.
+      number, or none that a pixel could have.
     """
     name = unit.replace("\\u00B5", "µ").strip().lower()
     try:
         size = float(length) * _MICROMETRES[name]
     except (KeyError, ValueError):
         return None
-    return size if math.isfinite(size) and size > 0 else None
+    return size if FINEST < size < COARSEST else None
 
 
 def combine_sides(sizes: list[float | None]) -> float | None:

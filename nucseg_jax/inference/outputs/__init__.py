@@ -14,6 +14,8 @@ from nucseg_jax.inference.outputs.pictures import (
     write_png,
 )
 from nucseg_jax.inference.outputs.products import (
+    BLOCKS,
+    FOLDERS,
     PRODUCTS,
     SUFFIXES,
     Product,
@@ -30,6 +32,8 @@ from nucseg_jax.inference.outputs.summaries import (
 from nucseg_jax.inference.outputs.writer import Writer, WriterGroup
 
 __all__ = [
+    "BLOCKS",
+    "FOLDERS",
     "OUTLINE_COLOUR",
     "PRODUCTS",
     "SUFFIXES",

@@ -115,6 +115,11 @@ _THUMBNAIL = Product(
 )
 
 
+# Blocks of an image that a cluster works on.
+BLOCKS = "blocks"
+# What a run makes in its output folder.
+FOLDERS = frozenset({p.folder for p in (*PRODUCTS, _THUMBNAIL)} | {BLOCKS})
+
 # Of the files of results.
 SUFFIXES = frozenset(
     {p.suffix for p in (*PRODUCTS, _THUMBNAIL)}

@@ -39,6 +39,17 @@ def summary_path(folder: pathlib.Path, name: pathlib.PurePath) -> pathlib.Path:
     return folder / TABLES / name.with_name(f"{name.name}{SUFFIX}")
 
 
+def summary_paths(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Lists the summaries in an output folder, in the order of their files' names."""
+    return sorted((folder / TABLES).rglob(f"*{SUFFIX}"))
+
+
+def result_name(folder: pathlib.Path, path: pathlib.Path) -> pathlib.PurePath:
+    """Tells the name that `summary_path` was given."""
+    relative = path.relative_to(folder / TABLES)
+    return relative.with_name(relative.name.removesuffix(SUFFIX))
+
+
 def holds_results(folder: pathlib.Path) -> bool:
     """Tells if a folder is the output folder of a run."""
     return (folder / SETTINGS).is_file() and (folder / TABLES).is_dir()
@@ -99,7 +110,7 @@ def read_summaries(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
     Raises:
       SummaryError: If one is damaged.
     """
-    for path in sorted((folder / TABLES).rglob(f"*{SUFFIX}")):
+    for path in summary_paths(folder):
         yield read_summary(path)
 
 
