@@ -279,6 +279,10 @@ def _section(section: type) -> Any:
     # The config outlives the working directory that a relative path is meant for.
     if values.get("data_dir"):
         values["data_dir"] = os.path.abspath(values["data_dir"])
+    if values.get("split"):
+        names = [name.strip() for name in values["split"].split(",")]
+        files = [os.path.abspath(name) for name in names if os.path.isfile(name)]
+        values["split"] = ",".join(files if len(files) == len(names) else names)
     return section(**values)
 
 

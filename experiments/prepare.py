@@ -103,9 +103,19 @@ def prepare(
 
     Returns:
       The number of images.
+
+    Raises:
+      ValueError: If an annotation does not tell nuclei apart, or images differ in size.
     """
     better = {example.id: example for example in corrected or ()}
     rows = []
+    for example in (*source, *better.values()):
+        if not example.has_instances:
+            raise ValueError(
+                f"{example.truth[0]}: is a binary mask, which tells no nuclei apart; "
+                "wanted is one mask file a nucleus, or label images. Such a folder can "
+                "be learned from as it is, with --targets=foreground"
+            )
     (output / "images").mkdir(parents=True)
     for example in tqdm.tqdm(source, desc="preparing", unit="image"):
         label_image = read_pair(example)[1]

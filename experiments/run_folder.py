@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
+import fcntl
 import json
 import pathlib
 import sys
@@ -13,9 +15,10 @@ from typing import Any
 from experiments.device import describe_machine
 from nucseg_jax.config import Config
 from nucseg_jax.files import write_json
+from nucseg_jax.training.history import read_history
 
 # Settings that a run may change when it is continued.
-_FREE = {"num_epochs", "num_workers", "cache_mib", "data_dir", "init", "max_skipped"}
+_FREE = {"num_epochs", "num_workers", "cache_mib", "data_dir", "max_skipped"}
 
 
 def record_start(workdir: pathlib.Path, fingerprints: Mapping[str, str]) -> None:
@@ -31,14 +34,42 @@ def record_start(workdir: pathlib.Path, fingerprints: Mapping[str, str]) -> None
     write_json(path, starts)
 
 
+@contextlib.contextmanager
+def alone_in(workdir: pathlib.Path) -> Iterator[None]:
+    """Keeps other trainings out of a folder; where the system has no locks, does not.
+
+    Raises:
+      ValueError: If one is under way there.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open(workdir / ".lock", "w", encoding="utf-8") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(
+                f"{workdir}: another training is under way there; choose another "
+                "--workdir, or wait for its end"
+            ) from error
+        except OSError:
+            pass  # Some network file systems have none.
+        yield
+
+
 def check_resumable(workdir: pathlib.Path, old: Config | None, new: Config) -> None:
     """Refuses to continue a run with other settings than it began with.
 
     Raises:
-      ValueError: Names the settings that differ.
+      ValueError: Names the settings that differ, or the epochs that are done if fewer
+        are wanted.
     """
     if old is None:
         return
+    done = len(read_history(workdir / "history.csv"))
+    if done > new.train.num_epochs:
+        raise ValueError(
+            f"{workdir} has learned for {done} epochs already: give at least "
+            f"--num_epochs={done}, or choose another --workdir"
+        )
     differing = [
         f"{name} was {before!r}, is {after!r}"
         for section in ("data", "model", "train")

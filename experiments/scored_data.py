@@ -17,6 +17,7 @@ from nucseg_jax.data.index import (
     get_subset,
     load_subsets,
 )
+from nucseg_jax.data.truth import check_numbered
 
 
 class ScoredData(NamedTuple):
@@ -38,6 +39,7 @@ def load_scored_data(checkpoint: str, subset: str, trained: DataConfig) -> Score
     settings = shared.choose_data(trained)
     subsets = load_subsets(settings)
     examples = get_subset(settings, subsets, subset)
+    check_numbered(examples)
     print(start_device())
     print(describe_subsets(settings, subsets))
     _warn_of_data(checkpoint, subset, examples)

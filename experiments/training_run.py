@@ -20,12 +20,18 @@ import tqdm
 
 from experiments.device import start_device
 from experiments.flags import DATA_SETTINGS, resolve_data
-from experiments.run_folder import check_resumable, record_start, write_config
+from experiments.run_folder import (
+    alone_in,
+    check_resumable,
+    record_start,
+    write_config,
+)
 from nucseg_jax import checkpoints as ckpt
 from nucseg_jax import pretrained
 from nucseg_jax.config import Config, DecodingConfig, Mode
-from nucseg_jax.data import index, pipeline
+from nucseg_jax.data import index, pipeline, truth
 from nucseg_jax.data.sampling import count_repeats
+from nucseg_jax.digests import digest_json
 from nucseg_jax.evaluation.evaluate import evaluate
 from nucseg_jax.evaluation.figures import draw_curves
 from nucseg_jax.evaluation.tuning import can_tune, tune_decoding
@@ -66,8 +72,12 @@ class Run:
     def steps_per_epoch(self) -> int:
         """Batches an epoch."""
         train = self.config.train
-        repeats = count_repeats(self.subsets["train"], self.config.data.balance_by)
-        return train.steps_per_epoch or math.ceil(sum(repeats) / train.batch_size)
+        return train.steps_per_epoch or math.ceil(sum(self.repeats) / train.batch_size)
+
+    @functools.cached_property
+    def repeats(self) -> list[int]:
+        """How often each training example comes in an epoch."""
+        return count_repeats(self.subsets["train"], self.config.data.balance_by)
 
 
 def run(config: Config, workdir: pathlib.Path, stop: StopRequest) -> None:
@@ -86,20 +96,24 @@ def run(config: Config, workdir: pathlib.Path, stop: StopRequest) -> None:
     check_truth(subsets, config)
     print(start_device())
     print(index.describe_subsets(data, subsets))
-    with contextlib.closing(ckpt.Checkpoints(workdir)) as saved:
-        check_resumable(workdir, saved.saved_config(), config)
-        prints = {name: take_fingerprint(name, part) for name, part in subsets.items()}
-        if devices.is_writer:
-            write_config(workdir, config)
-            record_start(workdir, prints)
-        _train(Run(config, workdir, subsets, prints, saved, stop, devices))
-    tune(workdir, subsets["val"], stop, write=devices.is_writer)
+    with alone_in(workdir) if devices.is_writer else contextlib.nullcontext():
+        with contextlib.closing(ckpt.Checkpoints(workdir)) as saved:
+            check_resumable(workdir, saved.saved_config(), config)
+            prints = {name: take_fingerprint(name, p) for name, p in subsets.items()}
+            if devices.is_writer:
+                write_config(workdir, config)
+                record_start(workdir, prints)
+            _train(Run(config, workdir, subsets, prints, saved, stop, devices))
+        tune(workdir, subsets["val"], stop, write=devices.is_writer)
     print(f"{config.train.num_epochs} epochs done, see {workdir / 'curves.png'}")
 
 
 def _train(run: Run) -> None:
     config, train = run.config, run.config.train
     start, progress = _restore_or_create(run)
+    if run.devices.is_writer and progress.epoch < train.num_epochs:
+        # What was tuned for one network is wrong for the next.
+        ckpt.remove_decoding(run.workdir)
     loss = losses.make_loss(train.supervision, config.data.targets)
     train_step = step.make_train_step(loss, ema_decay=train.ema_decay)
     eval_step = step.make_eval_step(ckpt.create_model(config), loss)
@@ -145,8 +159,9 @@ def inherit(
     """Takes over the settings of the network that training begins with.
 
     Those of data and model, and whether its heads were trained to stand alone, without
-    which fast mode is lost. Where the data lie and how they are split is not among
-    them. A run that goes on has its own settings, and needs that network no more.
+    which fast mode is lost. Where the data lie, how they are split and how large their
+    pixels are is not among them. A run that goes on has its own settings, and needs
+    that network no more.
 
     Args:
       config: Of the command line.
@@ -161,7 +176,7 @@ def inherit(
             old = saved.saved_config()
     if old is None:
         _, _, old = ckpt.restore_for_inference(pretrained.resolve(config.train.init))
-    own = {*DATA_SETTINGS, "balance_by"}
+    own = {*DATA_SETTINGS, "balance_by", "pixel_size"}
     sections = {
         "data": dataclasses.asdict(old.data),
         "model": dataclasses.asdict(old.model),
@@ -174,11 +189,13 @@ def inherit(
 
 
 def check_truth(subsets: Subsets, config: Config) -> None:
-    """Refuses targets that binary masks cannot give.
+    """Refuses targets that binary masks cannot give, and masks among label images.
 
     Raises:
       DatasetError: Names the first such mask.
     """
+    for part in subsets.values():
+        truth.check_numbered(part)
     needing = [name for name in config.data.targets if name != "foreground"]
     masks = [e for part in subsets.values() for e in part if not e.has_instances]
     if needing and masks:
@@ -252,6 +269,12 @@ def _restore_or_create(run: Run) -> tuple[state.TrainState, loop.Progress]:
         return created, loop.Progress(0)
     resumed, position = restored
     _check_data(run, position["data"])
+    # Older checkpoints do not tell.
+    if position.get("repeats") not in (None, digest_json(run.repeats)):
+        raise ValueError(
+            f"{run.config.data.data_dir}: the column {run.config.data.balance_by} of "
+            f"index.csv is no longer the one that {run.workdir} was trained with"
+        )
     progress = loop.Progress(
         position["epoch"],
         EpochMetrics.from_dict(position["trained"]),
@@ -345,6 +368,7 @@ def _position(run: Run, progress: loop.Progress) -> dict[str, Any]:
         "trained": progress.trained.to_dict(),
         "seconds": progress.seconds,
         "data": dict(run.fingerprints),
+        "repeats": digest_json(run.repeats),
     }
 
 

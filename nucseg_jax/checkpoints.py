@@ -286,6 +286,11 @@ def write_decoding(directory: str | pathlib.Path, decoding: DecodingConfig) -> N
     write_json(path, dataclasses.asdict(decoding))
 
 
+def remove_decoding(directory: str | pathlib.Path) -> None:
+    """Forgets the tuned decoding of a run, if there is one."""
+    (pathlib.Path(directory) / _DECODING).unlink(missing_ok=True)
+
+
 def _read_decoding(directory: pathlib.Path) -> DecodingConfig | None:
     path = directory / _DECODING
     if not path.is_file():

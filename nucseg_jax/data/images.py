@@ -13,7 +13,7 @@ import numpy as np
 
 from nucseg_jax.data import errors
 from nucseg_jax.data.errors import MAX_PIXELS, ImageError
-from nucseg_jax.data.formats.detect import SUFFIXES, open_stacks
+from nucseg_jax.data.formats.detect import SUFFIXES, is_jpeg, open_stacks
 from nucseg_jax.data.intensity import to_rgb
 
 __all__ = [
@@ -59,16 +59,16 @@ def read_image(path: str | pathlib.Path, *, max_pixels: int = MAX_PIXELS) -> np.
 
 
 def read_mask(path: str | pathlib.Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Reads a binary mask: any value but zero is foreground.
+    """Reads a binary mask: any stored value but zero is foreground.
 
     Returns:
       uint8 [H, W] of 0 and 1.
 
     Raises:
-      ImageError: As `read_image`.
+      ImageError: As `read_image`, or if the file is a JPEG.
     """
     path = pathlib.Path(path)
-    pixels = _read_pixels(path, max_pixels)
+    pixels = _read_truth(path, max_pixels)
     if pixels.ndim == 3:
         pixels = pixels.any(axis=-1)
     return (pixels != 0).astype(np.uint8)
@@ -83,11 +83,11 @@ def read_label_image(
       int32 [H, W].
 
     Raises:
-      ImageError: As `read_image`, or if the file has colours or values that are not
-        whole numbers from 0 to 2^31 - 1.
+      ImageError: As `read_image`, or if the file is a JPEG, has colours, or values
+        that are not whole numbers from 0 to 2^31 - 1.
     """
     path = pathlib.Path(path)
-    pixels = _read_pixels(path, max_pixels)
+    pixels = _read_truth(path, max_pixels)
     if pixels.ndim == 3:
         raise ImageError(
             f"{path}: a label image has one channel, this file has {pixels.shape[-1]}"
@@ -99,8 +99,27 @@ def read_label_image(
     return labels
 
 
-def _read_pixels(path: pathlib.Path, max_pixels: int) -> np.ndarray:
-    """Decodes a file to [H, W] or [H, W, C] of its own dtype; 1 bit becomes bool."""
+def _read_truth(path: pathlib.Path, max_pixels: int) -> np.ndarray:
+    """Reads numbers, not light: as they are stored, and not about what they were."""
+    with errors.naming(path):
+        if is_jpeg(path):
+            raise ImageError(
+                f"{path}: is a JPEG, around whose edges values change; save masks and "
+                "label images as PNG or TIFF"
+            )
+    return _read_pixels(path, max_pixels, as_stored=True)
+
+
+def _read_pixels(
+    path: pathlib.Path, max_pixels: int, *, as_stored: bool = False
+) -> np.ndarray:
+    """Decodes a file to [H, W] or [H, W, C] of its own dtype; 1 bit becomes bool.
+
+    Args:
+      path: The file.
+      max_pixels: Refuse larger images before decoding them.
+      as_stored: Whether zero stays zero where it means white.
+    """
     with (
         errors.naming(path),
         open_stacks(path, axes=None, max_pixels=max_pixels) as stacks,
@@ -114,5 +133,6 @@ def _read_pixels(path: pathlib.Path, max_pixels: int) -> np.ndarray:
                 "or RGB is wanted, so split the stack first"
             )
         errors.check_size(path, stack.height * stack.width, max_pixels)
-        pixels = stack.read((), slice(0, stack.height), slice(0, stack.width))
+        read = (stack.read_stored if as_stored else None) or stack.read
+        pixels = read((), slice(0, stack.height), slice(0, stack.width))
     return pixels[..., 0] if pixels.shape[-1] == 1 else pixels

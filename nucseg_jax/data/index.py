@@ -17,6 +17,7 @@ import csv
 import dataclasses
 import hashlib
 import io
+import itertools
 import os
 import pathlib
 from collections import Counter
@@ -30,6 +31,7 @@ TruthKind = Literal["labels", "mask", "nuclei"]
 SUBSETS = ("train", "val", "test")
 
 _ALIASES = {name: name for name in SUBSETS} | {"valid": "val", "validation": "val"}
+_COLUMNS = ("id", "group", "split", "modality")
 _NAME_ENDINGS = ("_mask", "_masks", "_label", "_labels")
 
 
@@ -171,12 +173,7 @@ def _describe_split(
 
 
 def _find_indexed(root: pathlib.Path, truth: str) -> list[Example]:
-    text = _read_text(root / "index.csv")
-    rows = list(csv.DictReader(io.StringIO(text, newline=""), restval=""))
-    if not rows:
-        raise DatasetError(f"{root / 'index.csv'}: lists no image")
-    if "id" not in rows[0]:
-        raise DatasetError(f"{root / 'index.csv'}: wanted is a column named id")
+    rows = _read_index(root / "index.csv")
     repeated = [id_ for id_, n in Counter(row["id"] for row in rows).items() if n > 1]
     if repeated:
         raise DatasetError(f"{root / 'index.csv'}: ids appear twice: {repeated[:5]}")
@@ -199,6 +196,29 @@ def _find_indexed(root: pathlib.Path, truth: str) -> list[Example]:
         for row in rows
         if row["id"] in truths
     ]
+
+
+def _read_index(path: pathlib.Path) -> list[dict[str, str]]:
+    lines = csv.reader(io.StringIO(_read_text(path), newline=""))
+    header, *rows = [line for line in lines if line] or [[]]
+    if not rows:
+        raise DatasetError(f"{path}: lists no image")
+    columns = [_column_name(name) for name in header]
+    repeated = [name for name, n in Counter(columns).items() if n > 1 and name]
+    if repeated:
+        raise DatasetError(f"{path}: columns appear twice: {repeated[:5]}")
+    if "id" not in columns:
+        raise DatasetError(f"{path}: wanted is a column named id")
+    return [
+        dict(itertools.zip_longest(columns, row[: len(columns)], fillvalue=""))
+        for row in rows
+    ]
+
+
+def _column_name(text: str) -> str:
+    """Columns that mean something here do so in any spelling."""
+    name = text.strip()
+    return name.lower() if name.lower() in _COLUMNS else name
 
 
 def _find_paired(root: pathlib.Path, truth: str) -> list[Example]:

@@ -10,7 +10,7 @@ import numpy as np
 from nucseg_jax.config import BINARY_TARGETS
 
 _CROSS = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
-_DISC = np.uint8(np.hypot(*np.mgrid[-2:3, -2:3]) <= 2)
+_DISC = (np.hypot(*np.mgrid[-2:3, -2:3]) <= 2).astype(np.uint8)
 # Where all of an image is one nucleus, OpenCV measures from nowhere and says infinity.
 _LARGEST_DEPTH = 1e4
 

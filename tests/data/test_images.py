@@ -494,6 +494,33 @@ def test_mask_of_one_bit(tmp_path, suffix):
     np.testing.assert_array_equal(mask, BITS)
 
 
+@pytest.mark.parametrize("dtype", [bool, np.uint8, np.uint16])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_truth_whose_zero_is_white_is_read_as_it_is_stored(
+    tmp_path, dtype, orientation
+):
+    """As ImageJ writes masks that it shows black on white."""
+    stored = np.zeros((20, 30), dtype)
+    stored[3:9, 4:20] = 1
+    tag = (274, "H", 1, orientation, True)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, stored, photometric="miniswhite", extratags=[tag])
+    expected = stored if orientation == 1 else np.rot90(stored, -1)
+    np.testing.assert_array_equal(images.read_mask(path), expected)
+    np.testing.assert_array_equal(images.read_label_image(path) > 0, expected)
+    assert images.read_image(path)[0, 0, 0] > images.read_image(path).min()
+
+
+@pytest.mark.parametrize("read", [images.read_mask, images.read_label_image])
+def test_truth_in_jpeg_is_refused(tmp_path, read):
+    """Around edges, its zeros become ones and twos."""
+    path = save(tmp_path / "a.jpg", np.zeros((8, 8), np.uint8))
+    with pytest.raises(
+        images.ImageError, match=r"a\.jpg: is a JPEG, .* save .* as PNG"
+    ):
+        read(path)
+
+
 def test_mask_of_colours_ignores_transparency(tmp_path):
     pixels = np.zeros((1, 4, 4), np.uint8)
     pixels[..., 3] = 255

@@ -80,6 +80,32 @@ def test_index_carries_group_and_columns(tmp_path):
     assert a.kind == "mask" and b.image == tmp_path / "images/b.png"
 
 
+@pytest.mark.parametrize(
+    "header", ["id,Group,Split,dye", "ID , group,split ,dye", "id,GROUP, SPLIT, dye "]
+)
+def test_columns_are_known_in_any_spelling(tmp_path, header):
+    """Or a test set would be learned from, for a space."""
+    touch(
+        tmp_path,
+        *(f"{folder}/{i}.png" for folder in ("images", "labels") for i in "abc"),
+    )
+    write_index(tmp_path, header, "a,g,train,x", "", "b,h,val,y", "c,h,test,z")
+    examples = index.find_examples(tmp_path)
+    assert [e.group for e in examples] == ["g", "h", "h"]
+    assert [e.columns["dye"] for e in examples] == ["x", "y", "z"]
+    assert names_of(index.split_examples(examples, DataConfig())) == {
+        "train": ["a"],
+        "val": ["b"],
+        "test": ["c"],
+    }
+
+
+def test_columns_that_appear_twice_are_named(tmp_path):
+    write_index(tmp_path, "id,split,Split", "a,train,val")
+    with pytest.raises(DatasetError, match=r"columns appear twice: \['split'\]"):
+        index.find_examples(tmp_path)
+
+
 def test_index_with_a_byte_order_mark(tmp_path):
     touch(tmp_path, "images/a.png", "labels/a.png")
     write_index(tmp_path, "id", "a", encoding="utf-8-sig")

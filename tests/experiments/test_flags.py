@@ -91,6 +91,17 @@ def test_every_setting_can_be_given(parse):
     assert parse(*given) == CHANGED
 
 
+def test_relative_lists_of_ids_are_stored_as_absolute_ones(
+    parse, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).touch()
+    split = parse("--split=a.txt, b.txt").data.split
+    assert split == f"{tmp_path / 'a.txt'},{tmp_path / 'b.txt'}"
+    assert parse("--split=my split").data.split == "my split"
+
+
 def test_a_relative_data_dir_is_stored_as_an_absolute_one(parse, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert parse("--data_dir=some/folder").data.data_dir == str(

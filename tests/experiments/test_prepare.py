@@ -167,6 +167,18 @@ def test_a_folder_without_masks_is_refused(prepare, tmp_path):
     assert os.listdir(tmp_path / "new") == []
 
 
+@pytest.mark.parametrize("is_corrected", [False, True])
+def test_binary_masks_are_refused(kaggle, prepare, tmp_path, is_corrected):
+    """Each would become a label image of one nucleus."""
+    for folder in ("images", "masks"):
+        save(tmp_path / "pairs" / folder / "b2.png", np.zeros(SHAPE, np.uint8))
+    pairs = tmp_path / "pairs"
+    source, more = (kaggle, [f"--corrected={pairs}"]) if is_corrected else (pairs, [])
+    with pytest.raises(ValueError, match=r"masks/b2\.png: is a binary mask"):
+        prepare(source, tmp_path / "new/out", *more)
+    assert os.listdir(tmp_path / "new") == []
+
+
 def test_an_output_that_is_not_empty_is_left_alone(kaggle, prepare, tmp_path):
     output = tmp_path / "out"
     output.mkdir()

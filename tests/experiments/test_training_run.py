@@ -1,17 +1,20 @@
 """What training does at its end: thresholds for the better mode are kept."""
 
 import dataclasses
+import os
 import pathlib
+import signal
 import types
 
 import pytest
 
 from experiments import training_run
 from nucseg_jax.checkpoints import restore_for_inference
-from nucseg_jax.config import Config, DecodingConfig, TrainConfig
+from nucseg_jax.config import Config, DataConfig, DecodingConfig, TrainConfig
 from nucseg_jax.data.index import Example
 from nucseg_jax.evaluation.tuning import Tuning
-from nucseg_jax.training.stopping import StopRequest
+from nucseg_jax.training.stopping import Stopped, StopRequest
+from tests.helpers import write_disc_dataset
 from tests.test_checkpoints import CONFIG, create_state, save
 
 MODES = pytest.mark.parametrize(
@@ -98,14 +101,19 @@ def test_an_epoch_is_as_long_as_the_images_with_their_repeats(
             CONFIG.train, batch_size=1, steps_per_epoch=steps_per_epoch
         ),
     )
-    run = types.SimpleNamespace(config=config, subsets={"train": examples})
-    assert training_run.Run.steps_per_epoch.fget(run) == expected
+    nothing = types.SimpleNamespace()
+    run = training_run.Run(
+        config, path, {"train": examples}, {}, nothing, nothing, nothing
+    )
+    assert run.steps_per_epoch == expected
 
 
 def test_a_beginning_tells_data_model_and_supervision_but_not_where_data_lie(tmp_path):
     before = dataclasses.replace(
         CONFIG,
-        data=dataclasses.replace(CONFIG.data, split="a", size=48, balance_by="stain"),
+        data=dataclasses.replace(
+            CONFIG.data, split="a", size=48, balance_by="stain", pixel_size=0.5
+        ),
         train=dataclasses.replace(CONFIG.train, supervision="per_head", seed=3),
     )
     save(tmp_path / "run", create_state(before), step=1, iou=0.5, config=before)
@@ -113,8 +121,56 @@ def test_a_beginning_tells_data_model_and_supervision_but_not_where_data_lie(tmp
     config = training_run.inherit(asked, given={"size": 256})
     assert config.model == before.model
     assert config.data == dataclasses.replace(
-        before.data, data_dir="", split="", size=256, balance_by=""
+        before.data, data_dir="", split="", size=256, balance_by="", pixel_size=0
     )
     assert config.train == dataclasses.replace(asked.train, supervision="per_head")
     kept = training_run.inherit(asked, given={"supervision": "average"})
     assert kept.train.supervision == "average"
+
+
+@pytest.fixture
+def short_run(tmp_path):
+    """A finished run of one step, and its settings."""
+    data = tmp_path / "data"
+    write_disc_dataset(data, num_images=5, side=32)
+    write_index(data, *["train,a"] * 3, "train,b", "val,a")
+    config = dataclasses.replace(
+        CONFIG,
+        data=DataConfig(
+            data_dir=str(data), size=32, augmentation="flips", balance_by="stain"
+        ),
+        train=TrainConfig(batch_size=2, steps_per_epoch=1, num_epochs=1),
+    )
+    training_run.run(config, tmp_path / "run", StopRequest())
+    return config, tmp_path / "run"
+
+
+def write_index(data, *rows):
+    lines = [f"{number:03},{row}\n" for number, row in enumerate(rows)]
+    (data / "index.csv").write_text("id,split,stain\n" + "".join(lines))
+
+
+def prolong(config):
+    train = dataclasses.replace(config.train, num_epochs=2)
+    return dataclasses.replace(config, train=train)
+
+
+def test_what_was_tuned_for_a_network_is_forgotten_when_it_goes_on(short_run):
+    config, workdir = short_run
+    assert (workdir / "decoding.json").is_file()
+    with StopRequest() as stop, pytest.raises(Stopped):
+        os.kill(os.getpid(), signal.SIGTERM)
+        training_run.run(prolong(config), workdir, stop)
+    assert not (workdir / "decoding.json").exists()
+    training_run.run(prolong(config), workdir, StopRequest())
+    assert (workdir / "decoding.json").is_file()
+
+
+def test_a_run_whose_images_would_come_in_other_numbers_does_not_go_on(short_run):
+    config, workdir = short_run
+    data = pathlib.Path(config.data.data_dir)
+    write_index(data, *["train,c"] * 3, "train,d", "val,a")
+    training_run.run(prolong(config), workdir, StopRequest())  # As often as before.
+    write_index(data, *["train,a"] * 4, "val,a")
+    with pytest.raises(ValueError, match="column stain of index.csv is no longer"):
+        training_run.run(prolong(config), workdir, StopRequest())

@@ -66,6 +66,14 @@ def _open(
     )
 
 
+def is_jpeg(path: pathlib.Path) -> bool:
+    """Tells whether a file, if it is there, is a JPEG."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return raster.find_reader(file.read(8)) is raster.READERS[raster.JPEG]
+
+
 def _is_folder(path: pathlib.Path) -> bool:
     """Tells folders from files; what is neither could not be read to its end."""
     try:

@@ -25,10 +25,11 @@ from nucseg_jax.data import errors
 from nucseg_jax.data.formats import regions
 from nucseg_jax.data.formats.stacks import COLOURS, Stack
 
+JPEG = b"\xff\xd8\xff"
 # First bytes -> reader. Not PIL.Image.open, which has a limit of its own on the size.
 READERS: dict[bytes, Callable[[BinaryIO], PIL.Image.Image]] = {
     b"\x89PNG\r\n\x1a\n": PIL.PngImagePlugin.PngImageFile,
-    b"\xff\xd8\xff": PIL.JpegImagePlugin.JpegImageFile,
+    JPEG: PIL.JpegImagePlugin.JpegImageFile,
     b"BM": PIL.BmpImagePlugin.BmpImageFile,
 }
 

@@ -42,6 +42,8 @@ class Stack:
       pixel_size: Micrometres a pixel; None = unknown.
       read: (index, rows, columns) -> [h, w, C]. Slices have a start and a stop within
         the picture.
+      read_stored: The same of values that are numbers and not light, if it differs:
+        where zero means white, `read` turns them round.
       name: Tells the stacks of a file apart: "s=1"; empty if there is one.
       files: That hold the pixels, if they are several: an OME-TIFF may be written in
         parts, each of which tells of all.
@@ -56,6 +58,7 @@ class Stack:
     dtype: np.dtype
     pixel_size: float | None
     read: ReadPicture
+    read_stored: ReadPicture | None = None
     name: str = ""
     files: tuple[pathlib.Path, ...] = ()
 

@@ -24,7 +24,7 @@ from nucseg_jax.data.formats import (
     tiff_layout,
     tiff_metadata,
 )
-from nucseg_jax.data.formats.stacks import Stack
+from nucseg_jax.data.formats.stacks import ReadPicture, Stack
 from nucseg_jax.data.formats.tiff_pages import Pages
 
 # Kinds of files that hold one slide and small pictures of it.
@@ -135,11 +135,16 @@ def _stack_of(
     series = tiff.series[number]
     samples = tiff_colours.describe(path, series.keyframe, kind=series.kind)
     layout = tiff_layout.find_layout(path, series, answer)
-    read = tiff_layout.make_read(
-        path, layout, pages, samples.convert, max_pixels=max_pixels
-    )
     orientation = series.keyframe.tags.valueof(_ORIENTATION, 1)
     shape = regions.turned_shape(layout.length("Y"), layout.length("X"), orientation)
+
+    def make_read(convert: tiff_colours.Convert) -> ReadPicture:
+        read = tiff_layout.make_read(
+            path, layout, pages, convert, max_pixels=max_pixels
+        )
+        return tiff_layout.make_upright(read, shape, orientation)
+
+    stored = samples.convert_stored
     names = tiff_metadata.channel_names(tiff, number)
     channels = _name_channels(layout, samples.channels, names)
     # Colours are channels where the user calls them so.
@@ -153,7 +158,8 @@ def _stack_of(
         is_colour=samples.is_colour and len(channels) == 3 and not is_answered,
         dtype=samples.dtype,
         pixel_size=tiff_metadata.pixel_size(tiff, number),
-        read=tiff_layout.make_upright(read, shape, orientation),
+        read=make_read(samples.convert),
+        read_stored=make_read(stored) if stored else None,
     )
 
 

@@ -41,12 +41,14 @@ class Samples:
       is_colour: Whether these are red, green and blue.
       dtype: Of the converted values.
       convert: Samples as decoded, [h, w, S], to the channels, [h, w, C].
+      convert_stored: The same where zero is not taken for white; None = no difference.
     """
 
     channels: tuple[str, ...]
     is_colour: bool
     dtype: np.dtype
     convert: Convert
+    convert_stored: Convert | None = None
 
 
 def describe(path: pathlib.Path, page: tifffile.TiffPage, *, kind: str) -> Samples:
@@ -99,20 +101,20 @@ def _colours(convert: Convert, dtype: np.typing.DTypeLike) -> Samples:
 
 def _gray(page: tifffile.TiffPage, count: int) -> Samples:
     assert page.dtype is not None
-    is_inverted = page.photometric == PHOTOMETRIC.MINISWHITE
-    convert = functools.partial(
-        _to_gray, count=count, bits=page.bitspersample, is_inverted=is_inverted
-    )
     names = tuple(str(n) for n in range(count))
-    return Samples(names, False, page.dtype, convert)
+    keep = functools.partial(_to_gray, count=count, bits=page.bitspersample)
+    if page.photometric != PHOTOMETRIC.MINISWHITE:
+        return Samples(names, False, page.dtype, keep)
+    invert = functools.partial(_to_inverted, count=count, bits=page.bitspersample)
+    return Samples(names, False, page.dtype, invert, convert_stored=keep)
 
 
-def _to_gray(
-    pixels: np.ndarray, *, count: int, bits: int, is_inverted: bool
-) -> np.ndarray:
-    pixels = _widen(pixels[..., :count], bits)
-    if not is_inverted:
-        return pixels
+def _to_gray(pixels: np.ndarray, *, count: int, bits: int) -> np.ndarray:
+    return _widen(pixels[..., :count], bits)
+
+
+def _to_inverted(pixels: np.ndarray, *, count: int, bits: int) -> np.ndarray:
+    pixels = _to_gray(pixels, count=count, bits=bits)
     if pixels.dtype.kind == "u" and bits > 8:
         return (2**bits - 1) - pixels  # 12 bits lie in a uint16.
     return 1 - pixels if pixels.dtype.kind == "f" else ~pixels

@@ -1,0 +1,41 @@
+"""What a run's folder refuses, so that it tells the truth of its network."""
+
+import dataclasses
+
+import pytest
+
+from experiments.run_folder import alone_in, check_resumable
+from nucseg_jax.config import Config
+
+
+def change(**settings):
+    return Config(train=dataclasses.replace(Config().train, **settings))
+
+
+def test_a_run_may_be_made_longer_but_not_shorter_than_it_is(tmp_path):
+    lines = ["epoch,step,seconds", "0,50,1.5", "1,100,1.5"]
+    (tmp_path / "history.csv").write_text("\n".join(lines) + "\n")
+    for num_epochs in (2, 30):
+        check_resumable(tmp_path, Config(), change(num_epochs=num_epochs))
+    with pytest.raises(ValueError, match="2 epochs already: give at least --num_epo"):
+        check_resumable(tmp_path, Config(), change(num_epochs=1))
+    check_resumable(tmp_path, None, change(num_epochs=1))
+
+
+@pytest.mark.parametrize(("before", "after"), [("", "small"), ("small", "")])
+def test_a_run_began_as_it_began(tmp_path, before, after):
+    with pytest.raises(ValueError, match=f"init was '{before}', is '{after}'"):
+        check_resumable(tmp_path, change(init=before), change(init=after))
+
+
+def test_two_trainings_never_share_a_folder(tmp_path):
+    with alone_in(tmp_path / "run"):
+        with (
+            pytest.raises(ValueError, match="run: another training is under way there"),
+            alone_in(tmp_path / "run"),
+        ):
+            pass
+        with alone_in(tmp_path / "other"):
+            pass
+    with alone_in(tmp_path / "run"):
+        pass
