@@ -124,7 +124,9 @@ def write_results(
             ap_curves(evaluation), folder / "average_precision.png"
         )
     title = f"Evaluation of {_CHECKPOINT.value} on {_SUBSET.value}"
-    settings = about | dict(evaluation.decoding or {})
+    decoding = dict(evaluation.decoding or {})
+    settings = about | {"pixel_threshold": evaluation.threshold}
+    settings |= {f"decoding_{name}": value for name, value in decoding.items()}
     write_page(evaluation, page, title=title, settings=settings, pictures=pictures)
     print(f"written: {', '.join(map(str, [page, numbers, *pictures.values()]))}")
 

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import pathlib
+import sys
 
 from experiments import flags as shared
 from experiments import output_folder
@@ -15,12 +16,22 @@ from experiments import output_folder
 _OUTPUT = shared.output("Folder with the results of all shards.")
 
 
-def main() -> None:
-    """Merges and tells."""
+def main() -> int:
+    """Merges and tells; returns 1 if files or shards are missing."""
     folder = pathlib.Path(_OUTPUT.value)
     output_folder.read_settings(folder)
     count = output_folder.merge(folder)
     print(f"{count} images -> {folder / 'nuclei.csv'}, summary.csv, report.html")
+    failures = list(output_folder.read_failures(folder))
+    for _, error in failures:
+        print(f"error: {error}", file=sys.stderr)
+    missing = output_folder.find_missing_shards(folder)
+    for shard in missing:
+        print(
+            f"error: shard {shard} has not run to its end; run it and merge again",
+            file=sys.stderr,
+        )
+    return 1 if failures or missing else 0
 
 
 if __name__ == "__main__":

@@ -70,16 +70,17 @@ def read_settings(folder: pathlib.Path) -> dict[str, Any]:
 def write_failures(
     folder: pathlib.Path, failed: Sequence[Outcome], num_shards: int, shard_index: int
 ) -> None:
-    """Writes the files that could not be finished; none leave no file behind.
+    """Writes the files that could not be finished.
 
-    What runs with another number of shards have left is out of date.
+    None leave no file behind, but for a shard, whose file tells that it has run. What
+    runs with another number of shards have left is out of date.
     """
     shard = f"_{shard_index}_of_{num_shards}" if num_shards > 1 else ""
     path = folder / f"failed{shard}.csv"
     for older in _failure_files(folder):
         if older != path and not older.stem.endswith(f"_of_{num_shards}"):
             older.unlink(missing_ok=True)
-    if not failed:
+    if not failed and num_shards == 1:
         path.unlink(missing_ok=True)
         return
     with (
@@ -97,6 +98,17 @@ def read_failures(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
         with open(path, newline="", **TEXT) as file:
             for row in csv.DictReader(file):
                 yield row["image"], row["error"]
+
+
+def find_missing_shards(folder: pathlib.Path) -> list[str]:
+    """Names the shards that have not run to their end: "3 of 8"."""
+    ran = [path.stem.split("_")[1::2] for path in _failure_files(folder)]
+    return [
+        f"{index} of {count}"
+        for count in {count for _, count in filter(None, ran)}
+        for index in range(int(count))
+        if [str(index), count] not in ran
+    ]
 
 
 def _failure_files(folder: pathlib.Path) -> list[pathlib.Path]:

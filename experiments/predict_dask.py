@@ -72,6 +72,8 @@ _BLOCK = flags.DEFINE_integer(
 
 def main() -> None:
     """Segments the image and tells."""
+    # Or Dask's log, also that of its processes, hides the bars.
+    os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "warning")
     # Dask is an extra of the project.
     try:
         from nucseg_jax.inference import block_tasks, cluster

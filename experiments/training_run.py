@@ -96,6 +96,8 @@ def run(config: Config, workdir: pathlib.Path, stop: StopRequest) -> None:
     check_truth(subsets, config)
     print(start_device())
     print(index.describe_subsets(data, subsets))
+    if not data.resizes:
+        print(f"validation: the central {data.size}×{data.size} pixels of each image")
     with alone_in(workdir) if devices.is_writer else contextlib.nullcontext():
         with contextlib.closing(ckpt.Checkpoints(workdir)) as saved:
             check_resumable(workdir, saved.saved_config(), config)
@@ -103,9 +105,14 @@ def run(config: Config, workdir: pathlib.Path, stop: StopRequest) -> None:
             if devices.is_writer:
                 write_config(workdir, config)
                 record_start(workdir, prints)
-            _train(Run(config, workdir, subsets, prints, saved, stop, devices))
+            whole = Run(config, workdir, subsets, prints, saved, stop, devices)
+            _train(whole)
+            best = saved.best_step() // whole.steps_per_epoch
         tune(workdir, subsets["val"], stop, write=devices.is_writer)
-    print(f"{config.train.num_epochs} epochs done, see {workdir / 'curves.png'}")
+    print(
+        f"{config.train.num_epochs} epochs done, see {workdir / 'curves.png'}; what is "
+        f"evaluated and predicts is the best on validation, epoch {best}"
+    )
 
 
 def _train(run: Run) -> None:

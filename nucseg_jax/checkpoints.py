@@ -133,6 +133,14 @@ class Checkpoints:
         manager, step = self._latest()
         return None if step is None else _restore_config(manager, step)
 
+    def best_step(self) -> int:
+        """Returns the step that `restore_for_inference` takes.
+
+        Raises:
+          CheckpointError: If no epoch was saved.
+        """
+        return _best_step(self._epochs)
+
     def close(self) -> None:
         """Releases the folders."""
         for manager in filter(None, (self._epochs, self._interrupted)):

@@ -63,6 +63,7 @@ def test_training_names_the_device_and_learns(trained):
     folder, first, _ = trained
     assert re.search(r"device: 1 x CPU, \d+ cores \(jax \d", first)
     assert "(6 train, 2 val; drawn at random with --split_seed=0)" in first
+    assert re.search("2 epochs done.* the best on validation, epoch [12]\n", first)
     rows = history(folder / "run")
     assert float(rows[-1]["train_loss"]) < 0.7 * float(rows[0]["train_loss"])
     assert float(rows[-1]["val_auc"]) > 0.8
@@ -287,7 +288,12 @@ def test_shards_and_merge_give_what_one_run_gives(trained, sources, tmp_path):
         result = predict(trained, sources, parts, *arguments)
         assert result.returncode == 0, result.stderr
         assert "experiments.merge" in result.stdout
-    assert not (parts / "nuclei.csv").exists()
+        assert not (parts / "nuclei.csv").exists()
+        if k == 0:
+            early = run("merge", f"--output={parts}")
+            assert early.returncode == 1
+            assert "shard 1 of 2 has not run to its end" in early.stderr
+            (parts / "nuclei.csv").unlink()
     assert "5 images" in succeed("merge", f"--output={parts}")
     for name in ("nuclei.csv",):
         assert (parts / name).read_text() == (tmp_path / "whole" / name).read_text()

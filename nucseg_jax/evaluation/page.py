@@ -59,12 +59,12 @@ def _page(
 
 def _totals(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
     yield "Images", f"{len(evaluation.scores):,}"
-    yield "Pixel IoU", f"{evaluation.pooled()['iou']:.3f}"
+    yield "Pixel IoU", f"{evaluation.pooled()['iou']:.3f} <small>pooled</small>"
     if evaluation.instance_counts:
         mean = evaluation.mean_instances()
         yield "Nuclei", f"{evaluation.pooled_instances()['num_true']:,}"
-        yield "Mean AP", f"{mean['mean_ap']:.3f}"
-        yield "AP50", f"{mean['ap50']:.3f}"
+        yield "Mean AP", f"{mean['mean_ap']:.3f} <small>an image</small>"
+        yield "AP50", f"{mean['ap50']:.3f} <small>an image</small>"
         yield "Count error", f"{mean['count_error']:.1f} <small>an image</small>"
 
 

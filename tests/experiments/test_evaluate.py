@@ -59,9 +59,11 @@ def test_label_images_give_instance_metrics_and_pictures(
     assert 1500 < width < 2500 and height > width
     size_of(out / "average_precision.png")
     page = (out / "report.html").read_text()
+    assert "pixel_threshold" in page and "decoding_threshold" in page
     assert page.count("data:image/png;base64,") == 2
-    for value in (mean["mean_ap"], mean["ap50"], metrics["pooled"]["iou"]):
-        assert f"<dd>{value:.3f}</dd>" in page
+    for value in (mean["mean_ap"], mean["ap50"]):
+        assert f"<dd>{value:.3f} <small>an image</small></dd>" in page
+    assert f"<dd>{metrics['pooled']['iou']:.3f} <small>pooled</small></dd>" in page
     printed = capsys.readouterr().out
     assert all(str(out / name) in printed for name in names)
 

@@ -112,8 +112,10 @@ def test_failures_of_other_numbers_of_shards_are_forgotten(tmp_path):
     for shards in ((8, 3), (8, 5), (2, 0)):
         output_folder.write_failures(tmp_path, failed, *shards)
     assert [path.name for path in tmp_path.iterdir()] == ["failed_0_of_2.csv"]
+    assert output_folder.find_missing_shards(tmp_path) == ["1 of 2"]
     output_folder.write_failures(tmp_path, failed, 2, 1)
     assert len(list(output_folder.read_failures(tmp_path))) == 2
+    assert output_folder.find_missing_shards(tmp_path) == []
     output_folder.write_failures(tmp_path, [], 1, 0)
     assert not list(tmp_path.iterdir())
 

@@ -296,6 +296,7 @@ def test_the_program_tells_errors_in_one_line(folder, workers, tmp_path):
 def test_without_a_scheduler_processes_here_do_the_work(folder, result, tmp_path):
     run = run_program(folder, tmp_path, "--num_workers=2")
     assert run.returncode == 0, run.stderr
+    assert "distributed." not in run.stderr and "scheduler.py" not in run.stderr
     assert contents(tmp_path) == contents(result[0])
 
 

@@ -31,7 +31,7 @@ class _Totals:
 
     def __init__(self, summaries: Iterator[dict[str, Any]]):
         self.counts: list[int] = []
-        self.megapixels = self.mm2 = self.seconds = 0.0
+        self.megapixels = self.mm2 = 0.0
         self.all_calibrated = True
         self.areas: dict[str, collections.Counter[int]] = {}
         for summary in summaries:
@@ -41,7 +41,6 @@ class _Totals:
         pixels = summary["height"] * summary["width"]
         self.counts.append(summary["count"])
         self.megapixels += pixels / MEGAPIXEL
-        self.seconds += summary["seconds"]
         size = summary["pixel_size"]
         self.all_calibrated &= size is not None
         self.mm2 += pixels * (size or 0) ** 2 / _AREA_OF_MM2
@@ -106,7 +105,6 @@ def _totals_section(totals: _Totals, num_failures: int) -> str:
         if bins:
             area = _number(charts.median_area(bins), digits=2)
             values.append(("Median area", f"≈ {area} <small>{_UNITS[unit]}</small>"))
-    values.append(("Time", f"{_number(totals.seconds)} <small>s</small>"))
     if num_failures:
         values.append(("Failed", f"{num_failures:,}"))
     return markup.totals(values)
