@@ -43,7 +43,12 @@ from nucseg_jax.inference.jobs import (
 from nucseg_jax.inference.outputs.labels_zarr import CHUNK
 from nucseg_jax.inference.outputs.nuclei import Nuclei
 from nucseg_jax.inference.outputs.tables import format_rows
-from nucseg_jax.inference.segmenter import Segmenter, choose_halo, make_segmenter
+from nucseg_jax.inference.segmenter import (
+    Segmenter,
+    choose_halo,
+    choose_rim,
+    make_segmenter,
+)
 from nucseg_jax.inference.streams import PlaneInfo, Window
 
 PYRAMID = "labels.zarr"
@@ -90,6 +95,7 @@ class Description:
       is_own: Whether it is left to this file, see `jobs.is_own`.
       scale: By which the network sees it resized.
       halo: Pixels around a block.
+      rim: Those of them where nuclei may be decoded otherwise, see `windows`.
       normalization: Of the network.
       digest: Of the network.
     """
@@ -99,6 +105,7 @@ class Description:
     is_own: bool
     scale: float
     halo: int
+    rim: int
     normalization: str
     digest: str
 
@@ -154,6 +161,7 @@ def describe_planes(job: Job, options: Options, network: Network) -> list[Descri
                     is_own=is_own(job, plane),
                     scale=scale,
                     halo=choose_halo(scale),
+                    rim=choose_rim(segmenter.decoding, scale),
                     normalization=segmenter.normalization,
                     digest=digest,
                 )

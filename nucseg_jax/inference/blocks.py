@@ -30,6 +30,7 @@ class Blocks:
       side: Of a core, pixels; those at the lower and right end may be smaller.
       halo: Pixels that a block sees beyond its core; half the size of the largest
         nucleus.
+      rim: See `windows.find_nuclei`.
 
     Raises:
       ValueError: If blocks of one round would overlap.
@@ -39,6 +40,7 @@ class Blocks:
     width: int
     side: int
     halo: int
+    rim: int = 1
 
     def __post_init__(self):
         if self.side < max(2 * self.halo, 1):
@@ -113,8 +115,14 @@ def claim(
     Returns:
       int32 [h, w], its own nuclei numbered from 1; 0 = all else.
     """
-    shape, overlap = (blocks.height, blocks.width), 2 * blocks.halo
-    return windows.claim(labels, known, blocks.region(block), shape, overlap=overlap)
+    return windows.claim(
+        labels,
+        known,
+        blocks.region(block),
+        (blocks.height, blocks.width),
+        overlap=2 * blocks.halo,
+        rim=blocks.rim,
+    )
 
 
 def number_blocks(counts: Mapping[Block, int]) -> dict[Block, int]:

@@ -129,7 +129,7 @@ class _Run:
     def plan(self, source: Source, plane: Description, scratch: pathlib.Path) -> Work:
         """Divides a plane, and finds what its values become."""
         info = plane.info
-        blocks = Blocks(info.height, info.width, self.side, plane.halo)
+        blocks = Blocks(info.height, info.width, self.side, plane.halo, plane.rim)
         return Work(
             source=source,
             network=self.network,

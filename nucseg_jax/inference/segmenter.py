@@ -8,6 +8,7 @@ What fits into one tile is one tile and one window.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterator
 from typing import get_args
@@ -225,6 +226,7 @@ class Segmenter:
             lambda probs: self.decode(probs, scale=scale),
             core=(height, width),
             halo=choose_halo(scale),
+            rim=choose_rim(self.decoding, scale),
         )
         for item in found:
             if isinstance(item, windows.Found):
@@ -428,6 +430,16 @@ def _join_columns(tables: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 def choose_halo(scale: float) -> int:
     """Pixels of the image around a window; half the size of the largest nucleus."""
     return max(round(_HALO / scale), 1)
+
+
+def choose_rim(decoding: DecodingConfig, scale: float) -> int:
+    """Pixels at the end of a window in which nuclei hang on what lies beyond it.
+
+    Peaks are compared that far, and what is compared is smoothed.
+    """
+    sizes = _rescale(decoding, scale)
+    reach = sizes.peak_distance + math.ceil(4 * sizes.smoothing)
+    return max(min(reach, choose_halo(scale) // 2), 1)
 
 
 def _shift(read: scaling.ReadRegion, top: int, left: int) -> scaling.ReadRegion:

@@ -56,6 +56,7 @@ def find_nuclei(
     *,
     core: tuple[int, int],
     halo: int,
+    rim: int = 1,
 ) -> Iterator[Found | Settled]:
     """Decodes rows of probabilities as they come.
 
@@ -67,6 +68,8 @@ def find_nuclei(
       core: Least height of a window without its halo, pixels, and its width if it is
         as low as that; higher ones, of up to twice the height, are narrower.
       halo: Pixels around it; half the size of the largest nucleus.
+      rim: Pixels of a window, at a side beyond which the image goes on, in which
+        nuclei may be decoded otherwise than in the whole image; at most half the halo.
 
     Yields:
       `Found` for every window, and `Settled` rows after those windows that touch
@@ -83,7 +86,7 @@ def find_nuclei(
             continue
         narrow = max(core_height * core_width // max(canvas.num_new, core_height), 1)
         for columns in _columns(width, narrow, halo):
-            yield canvas.find(columns, decode, halo, shape)
+            yield canvas.find(columns, decode, halo, shape, rim)
         yield from canvas.settle(keep=0 if is_lowest else 2 * halo)
 
 
@@ -94,6 +97,7 @@ def claim(
     shape: tuple[int, int],
     *,
     overlap: int,
+    rim: int = 1,
 ) -> np.ndarray:
     """Keeps those nuclei of a window that are new and whole.
 
@@ -103,13 +107,14 @@ def claim(
       region: Rows and columns of the window in the image.
       shape: H and W of the image.
       overlap: Pixels that neighbouring windows have in common.
+      rim: See `find_nuclei`.
 
     Returns:
       int32 [h, w], the nuclei kept, numbered from 1; 0 where one is known.
     """
     is_new = _uncovered(labels, known)
     for side in _cut_sides(labels, region, shape):
-        is_new[_cut_off(side, overlap)] = False
+        is_new &= ~_cut_off(side, len(is_new), overlap, rim)
     is_new[0] = False
     ids = np.where(is_new, np.cumsum(is_new), 0)
     return np.where(known > 0, 0, ids[labels]).astype(np.int32)
@@ -160,12 +165,13 @@ class _Canvas:
         decode: Callable[[np.ndarray], np.ndarray],
         halo: int,
         shape: tuple[int, int],
+        rim: int,
     ) -> Found:
         """Decodes one window, of all rows, and keeps what is new and whole."""
         probs = np.concatenate([piece[:, columns] for piece in self._pieces])
         known = self._all_labels()[:, columns]
         region = slice(self._top, self.bottom), columns
-        added = claim(decode(probs), known, region, shape, overlap=2 * halo)
+        added = claim(decode(probs), known, region, shape, overlap=2 * halo, rim=rim)
         added[added > 0] += self._num_nuclei
         self._num_nuclei = max(self._num_nuclei, int(added.max(initial=0)))
         known += added
@@ -230,13 +236,23 @@ def _cut_sides(
         yield labels.T
 
 
-def _cut_off(labels: np.ndarray, overlap: int) -> np.ndarray:
-    """Labels that the last row cuts, and that the neighbouring window holds whole.
+def _cut_off(labels: np.ndarray, size: int, overlap: int, rim: int) -> np.ndarray:
+    """Tells which labels the end cuts, and the neighbouring window holds whole.
 
-    It has the last `overlap` rows in common with this one.
+    It has the last `overlap` rows in common with this one. Of a nucleus that the last
+    row cuts, what lies above may be a label of its own: so the last rows count, too.
+
+    Returns:
+      bool [size], for each label.
     """
-    cut = np.unique(labels[-1])
+    cut = _among(labels[-rim:], size)
     if len(labels) <= overlap:
         return cut
-    # A nucleus is connected: one that the other window cuts off, too, crosses this row.
-    return np.setdiff1d(cut, labels[-overlap])
+    # A nucleus is connected: one that the other window cuts off, too, crosses its rim.
+    return cut & ~_among(labels[-overlap:][:rim], size)
+
+
+def _among(labels: np.ndarray, size: int) -> np.ndarray:
+    found = np.zeros(size, bool)
+    found[labels] = True
+    return found

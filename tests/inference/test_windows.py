@@ -5,7 +5,10 @@ import skimage.measure
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nucseg_jax.config import DecodingConfig
 from nucseg_jax.inference import windows
+from nucseg_jax.inference.instances import label_nuclei
+from nucseg_jax.inference.segmenter import choose_rim
 from tests.helpers import same_partition
 
 
@@ -13,12 +16,14 @@ def decode(probs):
     return skimage.measure.label(probs[..., 0] > 0.5, connectivity=1).astype(np.int32)
 
 
-def run(mask, *, core, halo, band=7):
+def run(mask, *, core, halo, band=7, rim=1, decode=decode):
     """Returns the stitched labels, and the number of pixels of each id by window."""
     probs = mask[..., None].astype(np.float32)
     bands = (probs[k : k + band] for k in range(0, len(probs), band))
     rows, found = [], []
-    for item in windows.find_nuclei(bands, mask.shape, decode, core=core, halo=halo):
+    for item in windows.find_nuclei(
+        bands, mask.shape, decode, core=core, halo=halo, rim=rim
+    ):
         if isinstance(item, windows.Settled):
             assert item.top == sum(map(len, rows))
             np.testing.assert_array_equal(
@@ -44,8 +49,9 @@ def discs(seed, shape, radius, number):
     st.integers(0, 2**16),
     st.tuples(st.integers(1, 90), st.integers(1, 90)),
     st.integers(1, 40),
+    st.integers(1, 2),
 )
-def test_windows_find_what_the_whole_holds(seed, shape, band):
+def test_windows_find_what_the_whole_holds(seed, shape, band, rim):
     mask = discs(seed, shape, radius=3, number=12)
     whole = decode(mask[..., None])
     # Clusters may be wider than a single disc: what is compared must fit the halo.
@@ -54,8 +60,32 @@ def test_windows_find_what_the_whole_holds(seed, shape, band):
         if max(bottom - top, right - left) > 20:
             mask[top:bottom, left:right] = False
     whole = decode(mask[..., None])
-    labels, _ = run(mask, core=(24, 37), halo=12, band=band)
+    labels, _ = run(mask, core=(24, 37), halo=12, band=band, rim=rim)
     assert same_partition(labels, whole)
+
+
+@pytest.mark.parametrize("is_turned", [False, True])
+@pytest.mark.parametrize(("radius", "cut"), [(30, 14), (40, 16), (50, 18)])
+def test_a_nucleus_of_which_the_last_row_holds_a_label_of_its_own_stays_whole(
+    radius, cut, is_turned
+):
+    """The watershed parts what the window's end leaves of these discs."""
+    mask = np.zeros((700, 260), bool)
+    mask[skimage.draw.disk((300, 130), radius)] = True
+    core = (300 + cut, 2048)
+    if is_turned:
+        mask, core = mask.T, (128, 300 + cut - 128)
+    decoding = DecodingConfig()
+    labels, found = run(
+        mask,
+        core=core,
+        halo=128,
+        band=core[0],
+        rim=choose_rim(decoding, 1),
+        decode=lambda probs: label_nuclei(probs, ("foreground",), decoding),
+    )
+    assert len(found) > 1
+    np.testing.assert_array_equal(labels, mask)
 
 
 def test_a_nucleus_on_the_corner_of_four_windows_is_one():
