@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import pathlib
 
-import numpy as np
 import tqdm
 
 from experiments import flags as shared
@@ -24,8 +23,8 @@ from nucseg_jax.data.index import Example
 from nucseg_jax.evaluation import figures
 from nucseg_jax.evaluation.evaluate import (
     Evaluation,
-    ImageScore,
     evaluate,
+    label_example,
     predict_example,
     tune_threshold,
 )
@@ -137,11 +136,13 @@ def draw_nuclei(
     """Draws the nuclei of the best, the median and the worst image."""
     panels = []
     for place, score in best_median_worst(evaluation).items():
-        image, label_image, probs = repredict(segmenter, score)
+        # Again: keeping all predictions could fill the memory.
+        image, true, found = label_example(
+            segmenter, score.example, score_size=_SCORE_SIZE.value
+        )
         mean_ap = score.to_dict()["instances"]["mean_ap"]
         title = f"{place}: {shorten(score.example.id)}, mean AP {mean_ap:.3f}"
-        decoded = segmenter.decode(probs)
-        panels.append(figures.NucleiPanel(title, image, label_image, decoded))
+        panels.append(figures.NucleiPanel(title, image, true, found))
     figures.draw_nuclei(panels, path)
 
 
@@ -151,20 +152,15 @@ def draw_masks(
     """Draws the foreground of the best, the median and the worst image."""
     panels = {}
     for place, score in best_median_worst(evaluation).items():
-        image, label_image, probs = repredict(segmenter, score)
+        image, label_image, probs = predict_example(
+            segmenter, score.example, score_size=_SCORE_SIZE.value
+        )
         title = (
             f"{place}: pixel IoU {score.counts.iou:.3f}\n{shorten(score.example.id)}"
         )
         foreground = probs[..., 0] >= evaluation.threshold
         panels[title] = (image, label_image > 0, foreground)
     figures.draw_predictions(panels, path)
-
-
-def repredict(
-    segmenter: Segmenter, score: ImageScore
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Predicts an image again: keeping all predictions could fill the memory."""
-    return predict_example(segmenter, score.example, score_size=_SCORE_SIZE.value)
 
 
 def shorten(name: str, length: int = 16) -> str:

@@ -190,6 +190,24 @@ def predict_example(
     return preprocessing.resize(image, size), label_image, probs
 
 
+def label_example(
+    segmenter: Segmenter, example: Example, *, score_size: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Reads an example and finds its nuclei.
+
+    They are found at the image's own size, which the decoding is tuned for.
+
+    Returns:
+      Image float32 [H, W, 3], true and predicted label image, int32 [H, W], all of the
+      size to score at.
+    """
+    image, label_image = truth.read_pair(example)
+    size = (score_size, score_size) if score_size else image.shape[:2]
+    found = segmenter.decode(segmenter.predict(image))
+    true, found = (preprocessing.resize_labels(n, size) for n in (label_image, found))
+    return preprocessing.resize(image, size), true, found
+
+
 def tune_threshold(
     segmenter: Segmenter, examples: Iterable[Example], *, score_size: int = 0
 ) -> float:
@@ -217,7 +235,11 @@ def _score_example(
     foreground = probs[..., 0] >= threshold
     instances = None
     if example.has_instances:
-        instances = InstanceCounts.from_labels(label_image, segmenter.decode(probs))
+        if score_size:
+            _, _, found = label_example(segmenter, example, score_size=score_size)
+        else:
+            found = segmenter.decode(probs)
+        instances = InstanceCounts.from_labels(label_image, found)
     return ImageScore(
         example,
         PixelCounts.from_batch(foreground[None], label_image[None] > 0),

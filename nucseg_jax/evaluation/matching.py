@@ -15,7 +15,8 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-import scipy.optimize
+import scipy.sparse
+import scipy.sparse.csgraph
 
 _MAX_ID = 2**32 - 1
 
@@ -161,10 +162,15 @@ def _assign(table: OverlapTable, pairs: np.ndarray) -> np.ndarray:
     """Chooses pairs that share no nucleus: most of them, then of highest IoU."""
     _, rows = np.unique(table.rows[pairs], return_inverse=True)
     _, columns = np.unique(table.columns[pairs], return_inverse=True)
-    gain = np.zeros((rows.max() + 1, columns.max() + 1))
+    num_rows, num_columns = rows.max() + 1, columns.max() + 1
     # All IoUs together weigh less than one match.
-    gain[rows, columns] = 1 + table.iou[pairs] / (min(gain.shape) + 1)
-    index = np.full(gain.shape, -1)
-    index[rows, columns] = pairs
-    chosen = index[scipy.optimize.linear_sum_assignment(gain, maximize=True)]
-    return chosen[chosen >= 0]
+    gain = 1 + table.iou[pairs] / (min(num_rows, num_columns) + 1)
+    # Sparse, for a matrix of all nuclei would not fit into memory. Each row may also
+    # take a column of its own, which is no match; weights of 0 would not be there.
+    nobody = np.arange(num_rows)
+    values = np.concatenate([1 + gain, np.ones(num_rows)])
+    places = np.append(rows, nobody), np.append(columns, num_columns + nobody)
+    weights = scipy.sparse.coo_array((values, places)).tocsr()
+    match = scipy.sparse.csgraph.min_weight_full_bipartite_matching
+    _, partners = match(weights, maximize=True)
+    return pairs[partners[rows] == columns]

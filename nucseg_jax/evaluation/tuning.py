@@ -11,7 +11,6 @@ from nucseg_jax.config import DecodingConfig
 from nucseg_jax.data import truth
 from nucseg_jax.data.index import Example
 from nucseg_jax.evaluation.instance_metrics import average_precision
-from nucseg_jax.inference.instances import label_nuclei
 from nucseg_jax.inference.segmenter import Segmenter
 
 # Each setting in turn takes the best of these while the others stay; a third round
@@ -77,7 +76,7 @@ def tune_decoding(
         raise ValueError("no example tells touching nuclei apart")
 
     def score(decoding: DecodingConfig) -> float:
-        return _mean_ap(pairs, segmenter.targets, decoding)
+        return _mean_ap(pairs, segmenter, decoding)
 
     start = segmenter.decoding
     before = score(start)
@@ -101,12 +100,13 @@ def _predict_all(
 
 def _mean_ap(
     pairs: Sequence[tuple[np.ndarray, np.ndarray]],
-    targets: Sequence[str],
+    segmenter: Segmenter,
     decoding: DecodingConfig,
 ) -> float:
     scores = [
         average_precision(
-            label_image, label_nuclei(probs.astype(np.float32), targets, decoding)
+            label_image,
+            segmenter.decode(probs.astype(np.float32), decoding=decoding),
         ).mean()
         for label_image, probs in pairs
     ]

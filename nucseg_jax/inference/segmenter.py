@@ -25,7 +25,7 @@ from nucseg_jax.data.intensity import intensity_range
 from nucseg_jax.data.planes import Plane, plane_of_array
 from nucseg_jax.inference import scaling, windows
 from nucseg_jax.inference.contrast import Contrast, colour_reader, normalized_reader
-from nucseg_jax.inference.instances import label_nuclei
+from nucseg_jax.inference.instances import label_nuclei, rescale
 from nucseg_jax.inference.measurements import measure_nuclei
 from nucseg_jax.inference.predictor import PredictFn, make_predict_fn
 from nucseg_jax.inference.preparation import Preparation, array_reader
@@ -184,14 +184,25 @@ class Segmenter:
         probs = np.concatenate(list(self._tiles.bands(read, shape, tell_tiles)))
         return _resize_probs(probs, size or image.shape[:2])
 
-    def decode(self, probs: np.ndarray, *, scale: float = 1.0) -> np.ndarray:
+    def decode(
+        self,
+        probs: np.ndarray,
+        *,
+        scale: float = 1.0,
+        decoding: DecodingConfig | None = None,
+    ) -> np.ndarray:
         """Turns probabilities float32 [H, W, T] to a label image int32 [H, W].
 
         Args:
-          probs: At the image's own size.
-          scale: By which the network saw the image resized.
+          probs: At the image's own size; of the whole image, where the network sees all
+            images at one size.
+          scale: By which the network saw the image resized, if it does not.
+          decoding: Instead of the segmenter's own.
         """
-        return label_nuclei(probs, self.targets, _rescale(self.decoding, scale))
+        if self._config.resizes:
+            scale = self._config.size / math.sqrt(math.prod(probs.shape[:2]))
+        decoding = decoding or self.decoding
+        return label_nuclei(probs, self.targets, decoding, scale=scale)
 
     def stream(
         self,
@@ -220,6 +231,8 @@ class Segmenter:
         look = colour_reader(plane, intensity_range(plane))
         # No higher for a small scale: rows of the whole width are kept.
         height, width = (max(round(n / max(scale, 1)), 1) for n in _CORE)
+        if self._config.resizes:
+            height, width = shape  # All of it is in memory.
         found = windows.find_nuclei(
             self._predict_plane(plane, look, scale, tell_tiles),
             shape,
@@ -437,7 +450,7 @@ def choose_rim(decoding: DecodingConfig, scale: float) -> int:
 
     Peaks are compared that far, and what is compared is smoothed.
     """
-    sizes = _rescale(decoding, scale)
+    sizes = rescale(decoding, scale)
     reach = sizes.peak_distance + math.ceil(4 * sizes.smoothing)
     return max(min(reach, choose_halo(scale) // 2), 1)
 
@@ -454,14 +467,3 @@ def _resize_probs(probs: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     resized = preprocessing.resize(probs, size)
     # OpenCV drops a last axis of length one.
     return resized.reshape(*size, probs.shape[-1])
-
-
-def _rescale(decoding: DecodingConfig, scale: float) -> DecodingConfig:
-    """Sizes in pixels of an image that the network saw resized by `scale`."""
-    return dataclasses.replace(
-        decoding,
-        min_area=round(decoding.min_area / scale**2),
-        max_hole=round(decoding.max_hole / scale**2),
-        peak_distance=max(1, round(decoding.peak_distance / scale)),
-        smoothing=decoding.smoothing / scale,
-    )

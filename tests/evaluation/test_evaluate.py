@@ -293,12 +293,20 @@ def test_nuclei_are_made_of_all_channels_of_the_probabilities(make_example):
     assert score.counts.tp == 0
 
 
-def test_nuclei_are_made_at_score_size(make_example):
+def test_nuclei_are_made_at_the_size_of_the_image_and_scored_at_score_size(
+    make_example,
+):
+    """Sizes in the decoding are pixels of the image."""
     segmenter = Inverted()
-    for score_size, shape in ((8, (8, 8, 2)), (0, (1, 6, 2))):
+    for score_size, num_pixels in ((8, 64), (0, 6)):
         example = make_example("a", *MERGED)
-        evaluate(segmenter, [example], threshold=0.5, score_size=score_size)
-        assert segmenter.decoded[-1].shape == shape
+        (score,) = evaluate(
+            segmenter, [example], threshold=0.5, score_size=score_size
+        ).scores
+        assert segmenter.decoded[-1].shape == (1, 6, 2)
+        counts = score.counts
+        assert counts.tp + counts.fp + counts.fn + counts.tn == num_pixels
+        assert score.instances.num_pred == 1
 
 
 def test_tuned_threshold_has_the_highest_pooled_iou(segmenter, make_example):

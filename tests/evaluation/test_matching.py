@@ -2,6 +2,7 @@
 
 import fractions
 import time
+import tracemalloc
 
 import hypothesis
 import numpy as np
@@ -229,3 +230,15 @@ def test_a_megapixel_with_a_thousand_nuclei_takes_milliseconds():
         return time.thread_time() - start
 
     assert min(elapsed() for _ in range(7)) < 0.05
+
+
+def test_many_nuclei_that_hang_together_need_little_memory():
+    """Each of 3,600 overlaps four: a matrix of all would be 100 MB."""
+    grid = np.kron(np.arange(1, 3601).reshape(60, 60), np.ones((6, 6), np.int32))
+    grid = grid.astype(np.int32)
+    table = overlap_table(grid, np.roll(grid, (2, 2), (0, 1)))
+    tracemalloc.start()
+    pairs = match_nuclei(table, threshold=0.1)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(pairs) == 3600 and peak < 20e6

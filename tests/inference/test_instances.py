@@ -224,6 +224,33 @@ def test_any_probabilities_give_a_sound_label_image(seed, shape, num_targets):
     assert np.bincount(labels.ravel())[1:].min(initial=3) >= 3
 
 
+@pytest.mark.parametrize("degrees", [0, 20, 45, 70, 90])
+@pytest.mark.parametrize("method", ["components", "watershed"])
+def test_a_gap_of_one_pixel_is_no_hole_in_whatever_direction(degrees, method):
+    disc = skimage.draw.disk((30, 30), 22)
+    mask = np.zeros((60, 60), np.float32)
+    mask[disc] = 1
+    along, across = np.sin(np.radians(degrees)), np.cos(np.radians(degrees))
+    first, last = np.rint(30 + 28 * np.outer([-1, 1], [along, across])).astype(int)
+    mask[skimage.draw.line(*first, *last)] = 0
+    assert label_nuclei(mask, method=method).max() == 2
+
+
+@pytest.mark.parametrize("apart", [18, 20])
+def test_nuclei_of_foreground_alone_part_alike_at_any_scale(apart):
+    """Drawn with 4 and with a quarter of the pixels, and named by the scale."""
+    counts = set()
+    for scale in (0.25, 0.5, 1, 2, 4):
+        rows, columns = (np.mgrid[: 128 / scale, : 128 / scale] + 0.5) * scale
+        distances = [np.hypot(rows - 64, columns - 64 - k * apart / 2) for k in (-1, 1)]
+        probs = np.float32(np.min(distances, axis=0) < 12)[..., None]
+        labels = instances.label_nuclei(
+            probs, ("foreground",), DecodingConfig(), scale=scale
+        )
+        counts.add(int(labels.max()))
+    assert counts == {2}
+
+
 def test_a_notch_at_the_edge_is_no_hole():
     mask = np.ones((20, 20), np.float32)
     mask[8:11, :3] = 0

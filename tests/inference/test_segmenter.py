@@ -5,6 +5,7 @@ import dataclasses
 import pathlib
 import weakref
 
+import cv2
 import numpy as np
 import pytest
 import skimage.draw
@@ -515,3 +516,18 @@ def test_values_that_are_no_brightness_are_refused(segment, dtype):
     """Of complex numbers NumPy would drop a half, with a warning alone."""
     with pytest.raises(ImageError, match="the image: values of type .* no brightness"):
         segment(np.zeros((20, 20), dtype))
+
+
+@pytest.mark.parametrize("side", [64, 200, 512, 1400])
+def test_a_network_that_resizes_counts_alike_at_any_size(side):
+    """Sizes in the decoding are pixels as it saw them, also of debris: 2 × 2 there."""
+    small = np.zeros((64, 64), np.float32)
+    small[8:20, 8:20] = small[40:54, 30:44] = 1
+    small[30:32, 50:52] = small[4:6, 40:42] = 1
+    config = DataConfig(framing="resize", size=64, clahe_clip_limit=0)
+    segmenter = Segmenter(lambda images, interior=None: images[..., :1], config)
+    image = cv2.resize(small, (side, side), interpolation=cv2.INTER_NEAREST)
+    found = segmenter(image)
+    assert found.labels.max() == 2
+    # Large ones are not decoded in windows, at whose ends nuclei could be cut.
+    np.testing.assert_array_equal(found.labels, segmenter.decode(found.probs))
