@@ -14,6 +14,7 @@ import numpy as np
 from nucseg_jax.data import errors
 from nucseg_jax.data.errors import MAX_PIXELS, ImageError
 from nucseg_jax.data.formats.detect import SUFFIXES, is_jpeg, open_stacks
+from nucseg_jax.data.hue import strongest_channel
 from nucseg_jax.data.intensity import to_rgb
 
 __all__ = [
@@ -36,7 +37,8 @@ def is_image(path: pathlib.Path) -> bool:
 def read_image(path: str | pathlib.Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Reads an image of any supported kind.
 
-    Pixels are brought to RGB in [0, 1] as `to_rgb` says.
+    Colours of one hue on black become gray as `hue` says, and pixels are brought to
+    RGB in [0, 1] as `to_rgb` says.
 
     Args:
       path: PNG, JPEG, BMP or TIFF file with one plane.
@@ -55,6 +57,9 @@ def read_image(path: str | pathlib.Path, *, max_pixels: int = MAX_PIXELS) -> np.
             f"{path}: has {pixels.shape[-1]} channels and does not say what they are; "
             "gray or RGB is wanted"
         )
+    if pixels.ndim == 3:
+        strongest = strongest_channel([pixels.reshape(-1, 3)])
+        pixels = pixels if strongest is None else pixels[..., strongest]
     return to_rgb(pixels, name=str(path))
 
 
@@ -69,9 +74,11 @@ def read_mask(path: str | pathlib.Path, *, max_pixels: int = MAX_PIXELS) -> np.n
     """
     path = pathlib.Path(path)
     pixels = _read_truth(path, max_pixels)
-    if pixels.ndim == 3:
-        pixels = pixels.any(axis=-1)
-    return (pixels != 0).astype(np.uint8)
+    with np.errstate(invalid="ignore"):  # Some NaN warn when they are looked at.
+        is_nucleus = pixels != 0
+    if is_nucleus.ndim == 3:
+        is_nucleus = is_nucleus.any(axis=-1)
+    return is_nucleus.astype(np.uint8)
 
 
 def read_label_image(
@@ -92,9 +99,10 @@ def read_label_image(
         raise ImageError(
             f"{path}: a label image has one channel, this file has {pixels.shape[-1]}"
         )
-    with np.errstate(invalid="ignore"):  # The next line finds what cannot be cast.
+    with np.errstate(invalid="ignore"):
         labels = pixels.astype(np.int32)
-    if (labels != pixels).any() or (labels < 0).any():
+        is_same = labels == pixels  # Finds what cannot be cast.
+    if not is_same.all() or (labels < 0).any():
         raise ImageError(f"{path}: label values must be whole and from 0 to 2^31 - 1")
     return labels
 

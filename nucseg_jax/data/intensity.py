@@ -10,6 +10,9 @@ from nucseg_jax.data.errors import ImageError
 from nucseg_jax.data.planes import Plane
 
 _PERCENTILES = (0.1, 99.9)
+# Of [0, 1]: less has too few of the 256 steps that all is rounded to. 12 bits divided
+# by 65,535 have 16.
+_LITTLE = 1 / 8
 _EXACT_VALUES = 1 << 24
 _BAND_VALUES = 1 << 22  # 32 MiB as float64.
 
@@ -23,9 +26,9 @@ def to_rgb(
     """Brings pixels of any dtype to RGB in [0, 1].
 
     Gray becomes three equal channels; transparency is dropped. 8-bit values are
-    divided by 255, and floats within [0, 1] taken as they are. Wider integers and
-    other floats are stretched between the 0.1th and 99.9th percentile of the whole
-    image, because cameras fill an unknown part of their range.
+    divided by 255, and floats within [0, 1] taken as they are, if they use an eighth of
+    it. Wider integers and other floats are stretched between the 0.1th and 99.9th
+    percentile of the whole image, because cameras fill an unknown part of their range.
 
     Args:
       pixels: [H, W] or [H, W, 1 to 4] of any real dtype.
@@ -51,9 +54,9 @@ def intensity_range(plane: Plane) -> tuple[float, float] | None:
     """Finds the values that become black and white, over a plane of any size.
 
     These are the 0.1th and 99.9th percentile of the segmented channels together, or 0
-    and 1 for floats within. The plane is read band by band. Percentiles are exact up to
-    2^24 finite values; of more, those of every n-th pixel are taken, evenly over the
-    plane.
+    and 1 for floats within that use an eighth of it. The plane is read band by band.
+    Percentiles are exact up to 2^24 finite values; of more, those of every n-th pixel
+    are taken, evenly over the plane.
 
     Args:
       plane: To be read once, as a whole.
@@ -137,10 +140,11 @@ def _find_range(values: np.ndarray, ends: list[float]) -> tuple[float, float]:
     """
     if not values.size:
         return 0.0, 0.0  # Nothing is known; everything becomes black.
-    if values.dtype.kind == "f" and min(ends) >= 0 and max(ends) <= 1:
+    low, high = map(float, np.percentile(_without_overflow(values), _PERCENTILES))
+    is_unit = values.dtype.kind == "f" and min(ends) >= 0 and max(ends) <= 1
+    if is_unit and not 0 < high - low < _LITTLE:
         return 0.0, 1.0
-    low, high = np.percentile(_without_overflow(values), _PERCENTILES)
-    return float(low), float(high)
+    return low, high
 
 
 def _without_overflow(values: np.ndarray) -> np.ndarray:

@@ -27,6 +27,7 @@ import zarr
 from nucseg_jax import pretrained
 from nucseg_jax.checkpoints import read_digest, restore_for_inference
 from nucseg_jax.config import Dtype, Mode
+from nucseg_jax.data.hue import in_gray
 from nucseg_jax.data.intensity import intensity_range
 from nucseg_jax.data.planes import Plane
 from nucseg_jax.files import TEXT, replacing
@@ -78,11 +79,23 @@ class Source:
       job: The file.
       index: Which of its planes.
       options: How to read it.
+      segmented: The channels that the network sees, see `hue.in_gray`.
     """
 
     job: Job
     index: int
     options: Options
+    segmented: tuple[int, ...]
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[Plane]:
+        """Opens the plane; it can be read until the context ends.
+
+        Raises:
+          ImageError: If it cannot be read.
+        """
+        with open_job(self.job, self.options) as planes:
+            yield dataclasses.replace(planes[self.index], segmented=self.segmented)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +104,7 @@ class Description:
 
     Attributes:
       info: What outputs need to know.
+      segmented: The channels that the network sees, see `hue.in_gray`.
       suffix: Of the names of its results.
       is_own: Whether it is left to this file, see `jobs.is_own`.
       scale: By which the network sees it resized.
@@ -101,6 +115,7 @@ class Description:
     """
 
     info: PlaneInfo
+    segmented: tuple[int, ...]
     suffix: str
     is_own: bool
     scale: float
@@ -157,6 +172,7 @@ def describe_planes(job: Job, options: Options, network: Network) -> list[Descri
             found.append(
                 Description(
                     info=describe(job, plane, segmenter.targets, stamp),
+                    segmented=in_gray(plane).segmented,
                     suffix=plane.suffix,
                     is_own=is_own(job, plane),
                     scale=scale,
@@ -171,8 +187,8 @@ def describe_planes(job: Job, options: Options, network: Network) -> list[Descri
 
 def find_range(source: Source) -> tuple[float, float] | None:
     """Finds which values of a plane are black and white, see `intensity_range`."""
-    with open_job(source.job, source.options) as planes:
-        return intensity_range(planes[source.index])
+    with source.open() as plane:
+        return intensity_range(plane)
 
 
 def count_values(
@@ -181,8 +197,8 @@ def count_values(
     core: tuple[slice, slice],
 ) -> np.ndarray:
     """Counts the values of a part of a plane: int64 [256]."""
-    with open_job(source.job, source.options) as planes:
-        look = contrast.colour_reader(planes[source.index], value_range)
+    with source.open() as plane:
+        look = contrast.colour_reader(plane, value_range)
         return contrast.count_values(look, *core)
 
 
@@ -199,8 +215,7 @@ def segment_block(work: Work, block: Block, before: Mapping[Block, int]) -> int:
       How many there are. A block that has been finished is not done again.
     """
     if not work.path(block, ".npy").exists():
-        with open_job(work.source.job, work.source.options) as planes:
-            plane = planes[work.source.index]
+        with work.source.open() as plane:
             window = _find_nuclei(work, block, plane, list(before))
         table: dict[str, Any] = Nuclei(window, work.info).table
         with _writing(work.path(block, ".npz"), "wb") as file:

@@ -95,7 +95,7 @@ def segment_image(
         if is_done(run.output, name, plane.info, SAVE):
             outcome = outcome.with_skipped()
         else:
-            source = Source(job, index, options)
+            source = Source(job, index, options, plane.segmented)
             outcome = outcome.with_plane(run.segment_plane(source, plane, name))
     return outcome
 

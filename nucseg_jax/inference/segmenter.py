@@ -21,6 +21,7 @@ from nucseg_jax.checkpoints import restore_for_inference
 from nucseg_jax.config import Config, DataConfig, DecodingConfig, Dtype, Mode
 from nucseg_jax.data import preprocessing
 from nucseg_jax.data.errors import ImageError
+from nucseg_jax.data.hue import in_gray
 from nucseg_jax.data.intensity import intensity_range
 from nucseg_jax.data.planes import Plane, plane_of_array
 from nucseg_jax.inference import scaling, windows
@@ -228,6 +229,7 @@ class Segmenter:
         """
         self.check_scale(plane, scale)
         shape = plane.shape[:2]
+        plane = in_gray(plane)
         look = colour_reader(plane, intensity_range(plane))
         # No higher for a small scale: rows of the whole width are kept.
         height, width = (max(round(n / max(scale, 1)), 1) for n in _CORE)

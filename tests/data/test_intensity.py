@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nucseg_jax.data import intensity
+from nucseg_jax.data import intensity, preprocessing
 from nucseg_jax.data.intensity import intensity_range, to_rgb
 from nucseg_jax.data.planes import Plane
 
@@ -63,6 +63,8 @@ def test_8_bits_need_no_range_and_are_not_read(dtype):
     (
         ([0.2, 0.4], (0, 1)),
         ([0.2, np.nan, np.inf], (0, 1)),
+        ([0.2, 0.3], (0.2001, 0.2999)),
+        ([0.2, 0.2], (0, 1)),
         ([np.nan, np.inf], (0, 0)),
         ([0.0, 1.5], (0.0015, 1.4985)),
         ([-0.5, 0.5], (-0.499, 0.499)),
@@ -117,6 +119,13 @@ def test_of_many_pixels_every_nth_is_taken(seed, limit, channels):
     np.testing.assert_allclose(
         found, percentiles(values.reshape(-1, channels)[::stride])
     )
+
+
+def test_12_bits_divided_by_65535_keep_their_steps():
+    counts = np.arange(4096, dtype=np.float32).reshape(64, 64)
+    seen = preprocessing.to_uint8(to_rgb(counts / 65535))
+    assert len(np.unique(seen)) == 256
+    np.testing.assert_array_equal(seen, preprocessing.to_uint8(to_rgb(counts)))
 
 
 @given(

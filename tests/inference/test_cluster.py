@@ -262,7 +262,7 @@ def test_a_worker_with_another_network_is_refused(folder, tmp_path):
     network = Network(str(folder / "run"))
     (plane,) = block_tasks.describe_planes(job, OPTIONS, network)
     work = block_tasks.Work(
-        source=block_tasks.Source(job, 0, OPTIONS),
+        source=block_tasks.Source(job, 0, OPTIONS, plane.segmented),
         network=network,
         digest=plane.digest[::-1],
         info=plane.info,
