@@ -25,9 +25,9 @@ from experiments import output_folder
 from experiments.device import start_device
 from experiments.prediction import (
     choose_checkpoint,
+    find_settings,
     read_network,
     read_options,
-    read_settings,
     tell_retired,
 )
 from nucseg_jax import pretrained
@@ -86,9 +86,9 @@ def main() -> int:
     jobs = select_shard(find_jobs(_INPUT.value), _NUM_SHARDS.value, _SHARD_INDEX.value)
     folder = pathlib.Path(_OUTPUT.value)
     print(start_device())
-    checkpoint = choose_checkpoint(pretrained.choose)
-    segmenter = load_segmenter(**read_network(checkpoint))
-    output_folder.check_settings(folder, read_settings(checkpoint))
+    network = read_network(choose_checkpoint(pretrained.choose))
+    segmenter = load_segmenter(**network)
+    output_folder.check_settings(folder, find_settings(network, options))
     outputs.remove_leftovers(folder)
     outcomes = segment_all(jobs, segmenter, folder, options)
     failed = [outcome for outcome in outcomes if outcome.error]

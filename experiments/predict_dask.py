@@ -27,9 +27,9 @@ from experiments import output_folder
 from experiments.device import describe_device
 from experiments.prediction import (
     choose_checkpoint,
+    find_settings,
     read_network,
     read_options,
-    read_settings,
     tell_retired,
 )
 from nucseg_jax import pretrained
@@ -87,9 +87,10 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     with _connect() as client:
         checkpoint = choose_checkpoint(client.submit(pretrained.choose).result)
-        network = block_tasks.Network(**read_network(checkpoint))
-        settings = read_settings(checkpoint) | {"block": _BLOCK.value}
+        named = read_network(checkpoint)
+        settings = find_settings(named, options) | {"block": _BLOCK.value}
         output_folder.check_settings(folder, settings)
+        network = block_tasks.Network(**named)
         outputs.remove_leftovers(folder)
         for job in find_jobs(os.path.abspath(_INPUT.value)):
             outcome = cluster.segment_image(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 
+import nucseg_jax
 from experiments.flags import parse_threshold
 from nucseg_jax import pretrained
-from nucseg_jax.checkpoints import read_digest
+from nucseg_jax.checkpoints import read_config, read_digest
 from nucseg_jax.inference.jobs import Options
+from nucseg_jax.inference.segmenter import choose_decoding
 
 
 def read_options(save: Sequence[str]) -> Options:
@@ -50,25 +53,33 @@ def read_network(checkpoint: str) -> dict[str, Any]:
     }
 
 
-def read_settings(checkpoint: str) -> dict[str, Any]:
-    """Reads from the flags what results depend on, to be kept beside them.
+def find_settings(network: Mapping[str, Any], options: Options) -> dict[str, Any]:
+    """Finds what results depend on, to be kept beside them.
 
     Args:
-      checkpoint: The one that is named, or chosen.
+      network: From `read_network`.
+      options: From `read_options`.
+
+    Returns:
+      JSON values; None is what each file says of itself.
     """
-    names = (
-        "mode",
-        "threshold",
-        "tta",
-        "dtype",
-        "scale",
-        "pixel_size",
-        "channel",
-        "axes",
-    )
-    folder = pretrained.resolve(checkpoint).absolute()
-    network = {"checkpoint": str(folder), "network": read_digest(folder)[:16]}
-    return network | {name: flags.FLAGS[name].value for name in names}
+    folder = pretrained.resolve(network["checkpoint"]).absolute()
+    config = read_config(folder)
+    decoding = choose_decoding(config.decoding, network["mode"], network["threshold"])
+    fast_head = config.inference.fast_head or len(config.model.features) - 1
+    return {
+        "checkpoint": str(folder),
+        "network": read_digest(folder)[:16],
+        "version": nucseg_jax.__version__,
+        **dataclasses.asdict(decoding),
+        "head": fast_head if decoding.mode == "fast" else "all",
+        "tta": network["tta"],
+        "dtype": network["dtype"] or config.model.dtype,
+        "scale": options.scale,
+        "pixel_size": options.pixel_size,
+        "channel": options.channel,
+        "axes": options.axes,
+    }
 
 
 def choose_checkpoint(choose: Callable[[], str]) -> str:

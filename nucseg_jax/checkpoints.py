@@ -182,8 +182,19 @@ def restore_for_inference(
         config = _restore_config(manager, step)
         model = create_model(config)
         variables = _restore_variables(manager, step, model, config)
-    decoding = _read_decoding(pathlib.Path(directory)) or config.decoding
-    return model, variables, dataclasses.replace(config, decoding=decoding)
+    return model, variables, _with_decoding(config, pathlib.Path(directory))
+
+
+def read_config(directory: str | pathlib.Path) -> Config:
+    """Returns the config of `restore_for_inference`, reading no array.
+
+    Raises:
+      CheckpointError: As `restore_for_inference`.
+    """
+    with _quiet_orbax(), _open_for_reading(directory) as manager:
+        return _with_decoding(
+            _restore_config(manager, _best_step(manager)), pathlib.Path(directory)
+        )
 
 
 def read_fingerprints(directory: str | pathlib.Path) -> dict[str, str]:
@@ -297,6 +308,11 @@ def write_decoding(directory: str | pathlib.Path, decoding: DecodingConfig) -> N
 def remove_decoding(directory: str | pathlib.Path) -> None:
     """Forgets the tuned decoding of a run, if there is one."""
     (pathlib.Path(directory) / _DECODING).unlink(missing_ok=True)
+
+
+def _with_decoding(config: Config, directory: pathlib.Path) -> Config:
+    decoding = _read_decoding(directory) or config.decoding
+    return dataclasses.replace(config, decoding=decoding)
 
 
 def _read_decoding(directory: pathlib.Path) -> DecodingConfig | None:

@@ -32,6 +32,7 @@ ALLOWED = {
         "network",
         "pretrained",
         "data.errors",
+        "data.hue",
         "data.images",
         "data.intensity",
         "data.planes",

@@ -107,7 +107,6 @@ class Description:
       segmented: The channels that the network sees, see `hue.in_gray`.
       suffix: Of the names of its results.
       is_own: Whether it is left to this file, see `jobs.is_own`.
-      scale: By which the network sees it resized.
       halo: Pixels around a block.
       rim: Those of them where nuclei may be decoded otherwise, see `windows`.
       normalization: Of the network.
@@ -118,7 +117,6 @@ class Description:
     segmented: tuple[int, ...]
     suffix: str
     is_own: bool
-    scale: float
     halo: int
     rim: int
     normalization: str
@@ -134,7 +132,6 @@ class Work:
       network: What finds its nuclei.
       digest: Of the network that is meant.
       info: What outputs need to know.
-      scale: By which the network sees it resized.
       blocks: Where its blocks lie.
       contrast: Of the whole plane.
       scratch: Folder for the blocks' results, which all processes share.
@@ -144,7 +141,6 @@ class Work:
     network: Network
     digest: str
     info: PlaneInfo
-    scale: float
     blocks: Blocks
     contrast: contrast.Contrast
     scratch: pathlib.Path
@@ -171,11 +167,12 @@ def describe_planes(job: Job, options: Options, network: Network) -> list[Descri
             segmenter.check_scale(plane, scale)
             found.append(
                 Description(
-                    info=describe(job, plane, segmenter.targets, stamp),
+                    info=describe(
+                        job, plane, targets=segmenter.targets, scale=scale, stamp=stamp
+                    ),
                     segmented=in_gray(plane).segmented,
                     suffix=plane.suffix,
                     is_own=is_own(job, plane),
-                    scale=scale,
                     halo=choose_halo(scale),
                     rim=choose_rim(segmenter.decoding, scale),
                     normalization=segmenter.normalization,
@@ -303,12 +300,12 @@ def _find_nuclei(work: Work, block: Block, plane: Plane, before: list[Block]) ->
         raise ValueError(
             f"{work.network.checkpoint}: is another network on {socket.gethostname()}"
         )
-    blocks = work.blocks
+    blocks, scale = work.blocks, work.info.scale
     rows, columns = region = blocks.region(block)
     probs = segmenter.predict_region(
-        plane, rows, columns, work.contrast, longest=blocks.longest, scale=work.scale
+        plane, rows, columns, work.contrast, longest=blocks.longest, scale=scale
     )
-    labels = segmenter.decode(probs, scale=work.scale)
+    labels = segmenter.decode(probs, scale=scale)
     load = functools.partial(_load_labels, work)
     known = assemble(blocks, region, before, load, dict.fromkeys(before, 0))
     return Window(

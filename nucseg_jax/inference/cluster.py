@@ -135,7 +135,6 @@ class _Run:
             network=self.network,
             digest=plane.digest,
             info=info,
-            scale=plane.scale,
             blocks=blocks,
             contrast=self.measure_contrast(source, plane, blocks),
             scratch=scratch,

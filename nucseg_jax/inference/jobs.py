@@ -207,7 +207,9 @@ def take_stamp(image: pathlib.Path, planes: Iterable[Plane]) -> str:
     return f"{sum(state.st_size for state in states)} bytes, {latest} ns"
 
 
-def describe(job: Job, plane: Plane, targets: tuple[str, ...], stamp: str) -> PlaneInfo:
+def describe(
+    job: Job, plane: Plane, *, targets: tuple[str, ...], scale: float, stamp: str
+) -> PlaneInfo:
     """Tells what outputs need to know of a plane of a file."""
     return PlaneInfo(
         name=(job.relative.parent / plane.name).as_posix(),
@@ -217,6 +219,7 @@ def describe(job: Job, plane: Plane, targets: tuple[str, ...], stamp: str) -> Pl
         channels=plane.channels,
         pixel_size=plane.pixel_size,
         targets=targets,
+        scale=scale,
         stamp=stamp,
     )
 

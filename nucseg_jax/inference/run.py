@@ -158,7 +158,13 @@ class _Run:
                 f"{job.image}: its results would have the name {name} of those of "
                 f"{self._claims[name].image}; rename one of the files"
             )
-        info = describe(job, plane, self._segmenter.targets, stamp)
+        info = describe(
+            job,
+            plane,
+            targets=self._segmenter.targets,
+            scale=self._options.scale or self._segmenter.choose_scale(plane.pixel_size),
+            stamp=stamp,
+        )
         if is_done(self._output, name, info, self._options.save):
             return outcome.with_skipped()
         is_large = plane.shape[0] * plane.shape[1] > _LARGE_PLANE
@@ -169,7 +175,6 @@ class _Run:
         self, plane: Plane, info: PlaneInfo, name: pathlib.PurePath
     ) -> int:
         """Segments a plane and writes its products; returns the number of nuclei."""
-        scale = self._options.scale or self._segmenter.choose_scale(plane.pixel_size)
         count, started = 0, time.perf_counter()
         with (
             self._watch(info) as tell_tiles,
@@ -178,7 +183,7 @@ class _Run:
             ) as writers,
         ):
             for item in self._segmenter.stream(
-                plane, scale=scale, tell_tiles=self._stoppable(tell_tiles)
+                plane, scale=info.scale, tell_tiles=self._stoppable(tell_tiles)
             ):
                 if isinstance(item, Window):
                     count = max(count, int(item.labels.max(initial=0)))

@@ -409,12 +409,7 @@ def make_segmenter(
             )
         model = model.clone(dtype=jnp.dtype(dtype))
     head = config.inference.fast_head or None
-    decoding = dataclasses.replace(config.decoding, mode=mode or config.decoding.mode)
-    if threshold is not None:
-        # A caller who lowers it wants faint nuclei, too.
-        decoding = dataclasses.replace(
-            decoding, threshold=threshold, min_probability=0.0
-        )
+    decoding = choose_decoding(config.decoding, mode, threshold)
     return Segmenter(
         make_predict_fn(model, variables, decoding.mode, head=head, tta=tta),
         config.data,
@@ -423,6 +418,17 @@ def make_segmenter(
         features=model.features[0],
         tile=tile,
     )
+
+
+def choose_decoding(
+    tuned: DecodingConfig, mode: Mode | None, threshold: float | None
+) -> DecodingConfig:
+    """Changes a network's decoding as `load_segmenter` was asked to."""
+    decoding = dataclasses.replace(tuned, mode=mode or tuned.mode)
+    if threshold is None:
+        return decoding
+    # A caller who lowers it wants faint nuclei, too.
+    return dataclasses.replace(decoding, threshold=threshold, min_probability=0.0)
 
 
 def _measure(window: Window, plane: Plane) -> dict[str, np.ndarray]:

@@ -27,6 +27,7 @@ class PlaneInfo:
       channels: Names of the raw channels.
       pixel_size: Micrometres a pixel; None = unknown.
       targets: Names of the probabilities' channels.
+      scale: By which the network sees it resized.
       stamp: Of the file, see `jobs.take_stamp`; "" = unknown.
     """
 
@@ -37,6 +38,7 @@ class PlaneInfo:
     channels: tuple[str, ...]
     pixel_size: float | None
     targets: tuple[str, ...]
+    scale: float = 1.0
     stamp: str = ""
 
 

@@ -1,23 +1,27 @@
 """What a user sees while images are segmented."""
 
+import dataclasses
 import itertools
+import json
 import pathlib
 
 import pytest
 from absl import flags
 
+import nucseg_jax
 from experiments import output_folder
 from experiments.prediction import (
     choose_checkpoint,
+    find_settings,
     read_network,
     read_options,
-    read_settings,
     tell_retired,
 )
 from nucseg_jax import pretrained
 from nucseg_jax.checkpoints import read_digest
 from nucseg_jax.inference.block_tasks import Network
 from nucseg_jax.inference.jobs import Job, Outcome
+from nucseg_jax.inference.segmenter import load_segmenter
 from nucseg_jax.inference.streams import PlaneInfo
 from nucseg_jax.training.stopping import Stopped
 
@@ -70,11 +74,33 @@ def test_an_image_that_is_soon_done_has_no_bar(show_tiles, capsys):
 
 def test_what_the_flags_say_of_the_network_reaches_a_cluster_too(load_program):
     load_program("predict_dask", "--input=in", "--output=out", "--dtype=bfloat16")
-    assert Network(**read_network("small")) == Network("small", dtype="bfloat16")
-    settings = read_settings("small")
+    network = read_network("small")
+    assert Network(**network) == Network("small", dtype="bfloat16")
+    settings = find_settings(network, read_options(["labels"]))
     assert settings["dtype"] == "bfloat16"
     # Results of a network and of its successor in the same folder are not mixed.
     assert read_digest(pretrained.resolve("small")).startswith(settings["network"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], {"mode": "fast", "head": 3, "dtype": "float32", "tta": 1, "scale": None}),
+        (["--mode=accurate"], {"mode": "accurate", "head": "all"}),
+        (["--threshold=0.3"], {"threshold": 0.3, "min_probability": 0.0}),
+        (["--scale=2", "--tta=8"], {"scale": 2.0, "tta": 8}),
+        (["--channel=DAPI"], {"channel": "DAPI"}),
+    ],
+)
+def test_settings_tell_what_was_tuned_or_asked_for(load_program, arguments, expected):
+    load_program("predict", "--input=in", "--output=out", *arguments)
+    network = read_network("small")
+    settings = find_settings(network, read_options(["labels"]))
+    assert settings | expected == settings
+    decoding = dataclasses.asdict(load_segmenter(**network).decoding)
+    assert settings | decoding == settings
+    assert settings["version"] == nucseg_jax.__version__
+    assert json.loads(json.dumps(settings)) == settings
 
 
 @pytest.mark.parametrize(

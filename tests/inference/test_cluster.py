@@ -266,7 +266,6 @@ def test_a_worker_with_another_network_is_refused(folder, tmp_path):
         network=network,
         digest=plane.digest[::-1],
         info=plane.info,
-        scale=plane.scale,
         blocks=Blocks(*SHAPE, side=SIDE, halo=plane.halo, rim=plane.rim),
         contrast=Contrast(None),
         scratch=tmp_path,

@@ -352,6 +352,7 @@ def test_pixel_size_and_scale_are_passed_on(segmenter, network, tmp_path):
     run(tmp_path / "a.png", segmenter, tmp_path / "out", pixel_size=0.5, scale=0.5)
     summary = json.loads((tmp_path / "out/tables/a.json").read_text())
     assert summary["pixel_size"] == 0.5 and summary["unit"] == "um"
+    assert summary["scale"] == 0.5
     assert network.shapes[0][1:3] == (64, 64)  # 50, padded as tiles are.
     run(tmp_path / "a.png", segmenter, tmp_path / "whole", pixel_size=0.5)
     assert network.shapes[-1][1:3] == (128, 128)

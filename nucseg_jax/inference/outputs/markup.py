@@ -35,12 +35,16 @@ def totals(values: Iterable[tuple[str, str]]) -> str:
 def settings_section(settings: Mapping[str, object]) -> str:
     """A table of names and values; nothing of none."""
     rows = "".join(
-        f"<tr><th>{escape(str(name))}</th><td>{escape(str(value))}</td></tr>\n"
+        f"<tr><th>{escape(str(name))}</th><td>{escape(_shown(value))}</td></tr>\n"
         for name, value in settings.items()
     )
     if not rows:
         return ""
     return f'<h2>Settings</h2>\n<table class="settings"><tbody>{rows}</tbody></table>\n'
+
+
+def _shown(value: object) -> str:
+    return "–" if value is None else str(value)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

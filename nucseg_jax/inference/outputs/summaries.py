@@ -20,6 +20,7 @@ SUMMARY_COLUMNS = (
     "height",
     "width",
     "pixel_size",
+    "scale",
     "count",
     "density_per_megapixel",
     "density_per_mm2",

@@ -135,6 +135,7 @@ def summarize(info: PlaneInfo, areas: np.ndarray) -> dict[str, Any]:
         "height": info.height,
         "width": info.width,
         "pixel_size": info.pixel_size,
+        "scale": _round(info.scale),
         "count": count,
         "density_per_megapixel": _round(per_megapixel),
         "density_per_mm2": _round(per_mm2),
