@@ -141,7 +141,8 @@ def channel() -> flags.FlagHolder:
     """Asks for the flag --channel."""
     meaning = (
         "For images of several channels: the one with nuclei, by number from 0 or by "
-        "name; or three of them with commas, as red, green and blue."
+        "name; or three of them with commas, as red, green and blue. Files with one "
+        "channel that has no name are not concerned."
     )
     return _once(flags.DEFINE_string, "channel", "", meaning)
 

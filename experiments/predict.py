@@ -11,6 +11,7 @@ stopped. Parts of a large folder may run on many machines at once: see --num_sha
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import pathlib
 import signal
@@ -33,7 +34,7 @@ from experiments.prediction import (
 from nucseg_jax import pretrained
 from nucseg_jax.inference import outputs
 from nucseg_jax.inference.jobs import Options, Outcome, find_jobs, select_shard
-from nucseg_jax.inference.run import segment_files
+from nucseg_jax.inference.run import Watch, segment_files
 from nucseg_jax.inference.segmenter import Segmenter, load_segmenter
 from nucseg_jax.inference.streams import PlaneInfo
 from nucseg_jax.inference.tile_predictor import TellTiles
@@ -115,7 +116,7 @@ def segment_all(
         _stopping(),
         tqdm.tqdm(total=len(jobs), desc="segmenting", unit="file") as bar,
         contextlib.closing(
-            segment_files(jobs, segmenter, folder, options, watch=show_tiles)
+            segment_files(jobs, segmenter, folder, options, watch=counting(bar))
         ) as results_of_jobs,
     ):
         for outcome in results_of_jobs:
@@ -132,6 +133,22 @@ def _stopping() -> Iterator[None]:
         yield
     except KeyboardInterrupt as error:
         raise Stopped(signal.SIGINT) from error
+
+
+def counting(bar: tqdm.tqdm) -> Watch:
+    """Shows tiles, and beside a bar of files the images in them that are done.
+
+    A file may be a stack of thousands.
+    """
+    done = itertools.count(1)
+
+    @contextlib.contextmanager
+    def watch(info: PlaneInfo) -> Iterator[TellTiles]:
+        with show_tiles(info) as tell_tiles:
+            yield tell_tiles
+        bar.set_postfix(images=next(done))
+
+    return watch
 
 
 @contextlib.contextmanager

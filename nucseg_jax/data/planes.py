@@ -102,7 +102,8 @@ def open_planes(
     Args:
       path: PNG, JPEG, BMP or TIFF file, or OME-Zarr folder.
       channel: What to segment: a number from zero, a name, or three of them with
-        commas between, as red, green and blue. None: gray, or the colours.
+        commas between, as red, green and blue. None: gray, or the colours. Files with
+        one channel that has no name are not concerned.
       axes: One letter for each axis of a stack that is longer than one, such as TYX,
         ZYX, CYX; needed where the file does not say it. Files with another number of
         axes are not concerned.
@@ -221,7 +222,8 @@ def _choose_channels(
     path: pathlib.Path, stack: Stack, channel: str | None
 ) -> tuple[int, ...]:
     """Finds the channels to segment: as asked, or else gray or the colours."""
-    if channel is not None:
+    is_nameless = stack.channels == ("0",)
+    if channel is not None and not is_nameless:
         return _parse_channels(path, stack, channel)
     if stack.is_colour:
         return (0, 1, 2)

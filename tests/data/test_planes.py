@@ -555,6 +555,16 @@ def test_two_channels_are_refused(tmp_path):
             pass
 
 
+@pytest.mark.parametrize("channel", ["DAPI", "1", "0,1,2"])
+def test_one_channel_without_a_name_is_never_another(tmp_path, channel):
+    with open_planes(tiff(tmp_path, GRAY), channel=channel) as (plane,):
+        assert plane.segmented == (0,)
+    named = ome_tiff(tmp_path, GRAY, axes="YX", Channel={"Name": ["GFP"]})
+    with pytest.raises(ImageError, match=f"no --channel={channel}, but 0 = GFP"):
+        with open_planes(named, channel=channel):
+            pass
+
+
 def test_one_colour_may_be_chosen(tmp_path):
     path = write(tmp_path / "a.png", encode(RGB, "PNG"))
     with open_planes(path, channel="green") as (plane,):

@@ -6,6 +6,7 @@ import json
 import pathlib
 
 import pytest
+import tqdm
 from absl import flags
 
 import nucseg_jax
@@ -53,6 +54,16 @@ def test_the_bar_counts_the_tiles_of_an_image(show_tiles, slow, capsys):
             assert f"{done}/3 [" in shown(capsys)[-1]
     *_, cleared, last = shown(capsys)
     assert not cleared.strip() and not last
+
+
+def test_the_bar_of_files_counts_the_images_in_them(load_program, slow, capsys):
+    program = load_program("predict", "--input=in", "--output=out")
+    with tqdm.tqdm(total=1) as bar:
+        watch = program.counting(bar)
+        for count in (1, 2, 3):
+            with watch(INFO) as tell_tiles:
+                tell_tiles(1, 1)
+            assert f"images={count}]" in shown(capsys)[-1]
 
 
 @pytest.mark.parametrize("is_slow", [False, True])
