@@ -17,8 +17,8 @@ from experiments import training_run
 from experiments.device import describe_machine
 from nucseg_jax import pretrained
 from nucseg_jax.checkpoints import (
+    read_config,
     read_fingerprints,
-    restore_for_inference,
     without_paths,
 )
 from nucseg_jax.config import Config, DataConfig
@@ -130,10 +130,9 @@ def _check_beginning(config: Config) -> None:
         return
     folder = pretrained.resolve(init)
     known = read_fingerprints(folder).get("train")
-    _, _, before = restore_for_inference(folder)
     learned = load_subsets(config.data)["train"]
     is_same = known == training_run.take_fingerprint("train", learned)
-    if before.train.init or not is_same:
+    if read_config(folder).train.init or not is_same:
         raise ValueError(
             f"--init={init}: did not learn from the training images of this protocol "
             "alone, or does not tell, and may know those that are scored"

@@ -182,7 +182,7 @@ def inherit(
         with contextlib.closing(ckpt.Checkpoints(workdir)) as saved:
             old = saved.saved_config()
     if old is None:
-        _, _, old = ckpt.restore_for_inference(pretrained.resolve(config.train.init))
+        old = ckpt.read_config(pretrained.resolve(config.train.init))
     own = {*DATA_SETTINGS, "balance_by", "pixel_size"}
     sections = {
         "data": dataclasses.asdict(old.data),

@@ -145,7 +145,7 @@ def test_inference_needs_nothing_but_the_folder(tmp_path, ema_decay):
     variables = jax.device_get(state.variables)
     save(tmp_path, state, step=3, iou=0.5, config=config)
     model, restored, read = ckpt.restore_for_inference(tmp_path)
-    assert read == config
+    assert read == config == ckpt.read_config(tmp_path)
     assert tuple(model.features) == FEATURES
     assert_same(restored, variables)
 
