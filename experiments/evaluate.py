@@ -49,15 +49,14 @@ shared.define_settings("data", only=shared.DATA_SETTINGS)
 
 def main() -> None:
     """Restores, predicts, scores, writes."""
+    mode = _MODE.value or None
     model, variables, config = restore_for_inference(
-        pretrained.resolve(_CHECKPOINT.value)
+        pretrained.resolve(_CHECKPOINT.value), mode
     )
     data, examples, val = load_scored_data(
         _CHECKPOINT.value, _SUBSET.value, config.data
     )
-    segmenter = make_segmenter(
-        model, variables, config, mode=_MODE.value or None, tta=int(_TTA.value)
-    )
+    segmenter = make_segmenter(model, variables, config, mode=mode, tta=int(_TTA.value))
     evaluation = evaluate(
         segmenter,
         progress(examples, f"scoring {_SUBSET.value}"),

@@ -87,7 +87,7 @@ def mode() -> flags.FlagHolder:
     """Asks for the flag --mode."""
     meaning = (
         "Average of all heads, or the one head that validation chose; empty = the one "
-        "of these that the thresholds were tuned for."
+        "of these that did better on validation."
     )
     choices = ["", *get_args(Mode)]
     return _once(flags.DEFINE_enum, "mode", "", choices, meaning)

@@ -64,7 +64,7 @@ def find_settings(network: Mapping[str, Any], options: Options) -> dict[str, Any
       JSON values; None is what each file says of itself.
     """
     folder = pretrained.resolve(network["checkpoint"]).absolute()
-    config = read_config(folder)
+    config = read_config(folder, network["mode"])
     decoding = choose_decoding(config.decoding, network["mode"], network["threshold"])
     fast_head = config.inference.fast_head or len(config.model.features) - 1
     return {

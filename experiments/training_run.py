@@ -120,7 +120,7 @@ def _train(run: Run) -> None:
     start, progress = _restore_or_create(run)
     if run.devices.is_writer and progress.epoch < train.num_epochs:
         # What was tuned for one network is wrong for the next.
-        ckpt.remove_decoding(run.workdir)
+        ckpt.remove_decodings(run.workdir)
     loss = losses.make_loss(train.supervision, config.data.targets)
     train_step = step.make_train_step(loss, ema_decay=train.ema_decay)
     eval_step = step.make_eval_step(ckpt.create_model(config), loss)
@@ -226,10 +226,11 @@ def tune(
     *,
     write: bool = True,
 ) -> None:
-    """Tunes the decoding of the best checkpoint on validation, and keeps it there.
+    """Tunes the decodings of the best checkpoint on validation, and keeps them there.
 
-    Of accurate and fast mode, the one that does better becomes the default. The search
-    begins with the default decoding, so that it ends alike however often it is done.
+    One a mode: of accurate and fast, the one that does better becomes the default. The
+    search begins with the decoding of `DecodingConfig`, so that it ends alike however
+    often it is done.
     """
     model, variables, config = ckpt.restore_for_inference(workdir)
     config = dataclasses.replace(config, decoding=DecodingConfig())
@@ -240,9 +241,9 @@ def tune(
         segmenter = make_segmenter(model, variables, config, mode=mode)
         score, decoding = _tune_mode(segmenter, mode, examples, stop)
         scored.append((score, dataclasses.replace(decoding, mode=mode)))
-    _, best = max(scored, key=lambda pair: pair[0])
+    scored.sort(key=lambda pair: pair[0], reverse=True)
     if write:
-        ckpt.write_decoding(workdir, best)
+        ckpt.write_decodings(workdir, [decoding for _, decoding in scored])
 
 
 def _tune_mode(

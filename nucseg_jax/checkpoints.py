@@ -16,7 +16,7 @@ import json
 import logging
 import math
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import jax
@@ -25,7 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization
 
-from nucseg_jax.config import Config, DataConfig, DecodingConfig
+from nucseg_jax.config import Config, DataConfig, DecodingConfig, Mode
 from nucseg_jax.digests import digest_json, digest_tree
 from nucseg_jax.files import replacing, write_json
 from nucseg_jax.network.unet_plus_plus import UNetPlusPlus
@@ -161,7 +161,7 @@ class Checkpoints:
 
 
 def restore_for_inference(
-    directory: str | pathlib.Path,
+    directory: str | pathlib.Path, mode: Mode | None = None
 ) -> tuple[UNetPlusPlus, dict[str, Any], Config]:
     """Restores a trained network from its run folder, with no other knowledge.
 
@@ -169,6 +169,7 @@ def restore_for_inference(
 
     Args:
       directory: The folder that training wrote to.
+      mode: Whose decoding is wanted; None = the one that did better on validation.
 
     Returns:
       The network, its variables (the averaged ones where they were kept), and the
@@ -182,19 +183,18 @@ def restore_for_inference(
         config = _restore_config(manager, step)
         model = create_model(config)
         variables = _restore_variables(manager, step, model, config)
-    return model, variables, _with_decoding(config, pathlib.Path(directory))
+    return model, variables, _with_decoding(config, directory, mode)
 
 
-def read_config(directory: str | pathlib.Path) -> Config:
+def read_config(directory: str | pathlib.Path, mode: Mode | None = None) -> Config:
     """Returns the config of `restore_for_inference`, reading no array.
 
     Raises:
       CheckpointError: As `restore_for_inference`.
     """
     with _quiet_orbax(), _open_for_reading(directory) as manager:
-        return _with_decoding(
-            _restore_config(manager, _best_step(manager)), pathlib.Path(directory)
-        )
+        config = _restore_config(manager, _best_step(manager))
+    return _with_decoding(config, directory, mode)
 
 
 def read_fingerprints(directory: str | pathlib.Path) -> dict[str, str]:
@@ -219,8 +219,8 @@ def read_digest(directory: str | pathlib.Path) -> str:
         with _naming(_path(manager, step)):
             digests = _restore_json(manager, step, "digests")
             saved = [digests["state"], digests["config"]]
-    decoding = _read_decoding(pathlib.Path(directory))
-    return digest_json([*saved, decoding and dataclasses.asdict(decoding)])
+    decodings = map(dataclasses.asdict, _read_decodings(pathlib.Path(directory)))
+    return digest_json([*saved, *decodings])
 
 
 def export_for_inference(
@@ -263,7 +263,8 @@ def export_for_inference(
         # They mark complete checkpoints in stores without renaming, by their full path.
         for mark in temporary.rglob("commit_success.txt"):
             mark.unlink()
-        write_decoding(temporary, config.decoding)
+        tuned = _read_decodings(pathlib.Path(directory))
+        write_decodings(temporary, tuned or [config.decoding])
 
 
 def _halve(params: Any) -> Any:
@@ -299,29 +300,40 @@ def without_paths(config: Config) -> Config:
     )
 
 
-def write_decoding(directory: str | pathlib.Path, decoding: DecodingConfig) -> None:
-    """Keeps a tuned decoding beside the checkpoints of a run, as decoding.json."""
+def write_decodings(
+    directory: str | pathlib.Path, decodings: Sequence[DecodingConfig]
+) -> None:
+    """Keeps tuned decodings beside the checkpoints of a run, as decoding.json.
+
+    Args:
+      directory: The folder that training wrote to.
+      decodings: One a mode that was tuned; the first is the default.
+    """
     path = pathlib.Path(directory) / _DECODING
-    write_json(path, dataclasses.asdict(decoding))
+    write_json(path, [dataclasses.asdict(decoding) for decoding in decodings])
 
 
-def remove_decoding(directory: str | pathlib.Path) -> None:
-    """Forgets the tuned decoding of a run, if there is one."""
+def remove_decodings(directory: str | pathlib.Path) -> None:
+    """Forgets the tuned decodings of a run, if there are any."""
     (pathlib.Path(directory) / _DECODING).unlink(missing_ok=True)
 
 
-def _with_decoding(config: Config, directory: pathlib.Path) -> Config:
-    decoding = _read_decoding(directory) or config.decoding
-    return dataclasses.replace(config, decoding=decoding)
+def _with_decoding(
+    config: Config, directory: str | pathlib.Path, mode: Mode | None
+) -> Config:
+    decodings = _read_decodings(pathlib.Path(directory)) or [config.decoding]
+    tuned = [decoding for decoding in decodings if decoding.mode == mode]
+    return dataclasses.replace(config, decoding=(tuned or decodings)[0])
 
 
-def _read_decoding(directory: pathlib.Path) -> DecodingConfig | None:
+def _read_decodings(directory: pathlib.Path) -> list[DecodingConfig]:
+    """Reads what `write_decodings` wrote; nothing where nothing was tuned."""
     path = directory / _DECODING
     if not path.is_file():
-        return None
+        return []
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
-        return Config.from_dict({"decoding": settings}).decoding
+        return [Config.from_dict({"decoding": item}).decoding for item in settings]
     except ValueError as error:
         raise CheckpointError(f"{path}: is damaged ({error}); delete it") from error
 

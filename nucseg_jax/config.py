@@ -264,9 +264,7 @@ class DecodingConfig:
     min_probability: float = _setting(
         0.0, "Nuclei of a lower mean probability are dropped."
     )
-    mode: Mode = _setting(
-        "accurate", "Heads that it was tuned for, used where no mode is named."
-    )
+    mode: Mode = _setting("accurate", "Heads that it was tuned for.")
 
     def __post_init__(self):
         _check_choice("method", self.method, Method)

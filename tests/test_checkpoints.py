@@ -96,12 +96,26 @@ def test_the_digest_tells_networks_and_their_decoding_apart(tmp_path):
         save(tmp_path / name, create_state(seed=seed), step=1, iou=0.5)
     digests = {name: ckpt.read_digest(tmp_path / name) for name in "abc"}
     assert digests["a"] == digests["b"] != digests["c"]
-    ckpt.write_decoding(tmp_path / "b", DecodingConfig(min_area=77))
+    ckpt.write_decodings(tmp_path / "b", [DecodingConfig(min_area=77)])
     assert ckpt.read_digest(tmp_path / "b") != digests["a"]
     save(tmp_path / "a", create_state(seed=2), step=2, iou=0.4)
     assert ckpt.read_digest(tmp_path / "a") == digests["a"]
     save(tmp_path / "a", create_state(seed=2), step=3, iou=0.6)
     assert ckpt.read_digest(tmp_path / "a") != digests["a"]
+
+
+def test_each_mode_has_the_decoding_that_was_tuned_for_it(tmp_path):
+    save(tmp_path, create_state(), step=1, iou=0.5)
+    fast = DecodingConfig(mode="fast", min_area=77)
+    accurate = DecodingConfig(mode="accurate", min_area=33)
+    ckpt.write_decodings(tmp_path, [fast, accurate])
+    for mode, expected in ((None, fast), ("fast", fast), ("accurate", accurate)):
+        assert ckpt.read_config(tmp_path, mode).decoding == expected
+        assert ckpt.restore_for_inference(tmp_path, mode)[2].decoding == expected
+    ckpt.write_decodings(tmp_path, [fast])
+    assert ckpt.read_config(tmp_path, "accurate").decoding == fast
+    ckpt.remove_decodings(tmp_path)
+    assert ckpt.read_config(tmp_path, "fast").decoding == DecodingConfig()
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.9])

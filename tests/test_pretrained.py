@@ -136,7 +136,7 @@ def test_an_export_that_fails_leaves_nothing(exported, monkeypatch):
     def fail(*args):
         raise OSError("disk full")
 
-    monkeypatch.setattr(ckpt, "write_decoding", fail)
+    monkeypatch.setattr(ckpt, "write_decodings", fail)
     run = exported[1].parent / "run"
     with pytest.raises(OSError, match="disk full"):
         ckpt.export_for_inference(run, run.parent / "other")

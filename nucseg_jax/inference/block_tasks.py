@@ -279,7 +279,7 @@ def _load(network: Network) -> tuple[Segmenter, str]:
 def _load_once(network: Network) -> tuple[Segmenter, str]:
     """Loads a network, and says by a SHA-256 which it is."""
     folder = pretrained.resolve(network.checkpoint)
-    model, variables, config = restore_for_inference(folder)
+    model, variables, config = restore_for_inference(folder, network.mode)
     segmenter = make_segmenter(
         model,
         variables,

@@ -366,7 +366,8 @@ def load_segmenter(
       checkpoint: The folder that training wrote to, or the name of a network that
         comes with the package; None = "small" on a CPU, "base" on a GPU.
       mode: "accurate" for the average of all heads, "fast" for the one that validation
-        chose; None = the one of these that the thresholds were tuned for.
+        chose; None = the one of these that did better on validation. Thresholds are
+        tuned for each.
       threshold: Least probability of a nucleus's pixels; None = as tuned. If given,
         no nucleus is dropped for its mean probability.
       tta: Views to average: 1, or 8 for all flips and quarter turns.
@@ -381,7 +382,7 @@ def load_segmenter(
       ValueError: If there is no such dtype.
     """
     return make_segmenter(
-        *restore_for_inference(pretrained.resolve(checkpoint)),
+        *restore_for_inference(pretrained.resolve(checkpoint), mode),
         mode=mode,
         threshold=threshold,
         tta=tta,
@@ -401,7 +402,7 @@ def make_segmenter(
     tile: int | None = None,
     dtype: Dtype | None = None,
 ) -> Segmenter:
-    """Makes a segmenter of what `restore_for_inference` returns."""
+    """Makes a segmenter of what `restore_for_inference` returns for the mode."""
     if dtype is not None:
         if dtype not in get_args(Dtype):
             raise ValueError(

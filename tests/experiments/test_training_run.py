@@ -9,7 +9,7 @@ import types
 import pytest
 
 from experiments import training_run
-from nucseg_jax.checkpoints import restore_for_inference
+from nucseg_jax.checkpoints import read_config
 from nucseg_jax.config import Config, DataConfig, DecodingConfig, TrainConfig
 from nucseg_jax.data.index import Example
 from nucseg_jax.evaluation.tuning import Tuning
@@ -54,9 +54,10 @@ def test_the_mode_with_the_better_nuclei_becomes_the_default(
     monkeypatch.setattr(training_run, "can_tune", lambda examples: True)
     training_run.tune(tmp_path, [], StopRequest())
     assert tried == list(scores)
-    _, _, restored = restore_for_inference(tmp_path)
-    assert restored.decoding.mode == kept
-    assert restored.decoding.min_area == tried.index(kept)
+    assert read_config(tmp_path).decoding.mode == kept
+    for mode in tried:
+        decoding = read_config(tmp_path, mode).decoding
+        assert decoding == DecodingConfig(mode=mode, min_area=tried.index(mode))
 
 
 @MODES
@@ -79,8 +80,7 @@ def test_of_masks_the_mode_with_the_better_pixels_becomes_the_default(
     mask = Example("a", pathlib.Path("a.png"), (pathlib.Path("mask.png"),), "mask", "a")
     training_run.tune(tmp_path, [mask], StopRequest())
     assert "decoding is not tuned" in capsys.readouterr().out
-    _, _, restored = restore_for_inference(tmp_path)
-    assert restored.decoding == dataclasses.replace(decoding, mode=kept)
+    assert read_config(tmp_path).decoding == dataclasses.replace(decoding, mode=kept)
 
 
 @pytest.mark.parametrize(

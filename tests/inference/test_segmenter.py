@@ -235,7 +235,7 @@ def test_load_segmenter_uses_what_the_checkpoint_holds(
     )
     folders = []
 
-    def restore(folder):
+    def restore(folder, mode):
         folders.append(folder)
         return model, variables, config
 
