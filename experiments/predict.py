@@ -29,11 +29,18 @@ from experiments.prediction import (
     find_settings,
     read_network,
     read_options,
+    tell_foreign,
     tell_retired,
 )
 from nucseg_jax import pretrained
 from nucseg_jax.inference import outputs
-from nucseg_jax.inference.jobs import Options, Outcome, find_jobs, select_shard
+from nucseg_jax.inference.jobs import (
+    Options,
+    Outcome,
+    find_foreign,
+    find_jobs,
+    select_shard,
+)
 from nucseg_jax.inference.run import Watch, segment_files
 from nucseg_jax.inference.segmenter import Segmenter, load_segmenter
 from nucseg_jax.inference.streams import PlaneInfo
@@ -86,6 +93,7 @@ def main() -> int:
     options = read_options(_SAVE.value)
     jobs = select_shard(find_jobs(_INPUT.value), _NUM_SHARDS.value, _SHARD_INDEX.value)
     folder = pathlib.Path(_OUTPUT.value)
+    tell_foreign(find_foreign(_INPUT.value))
     print(start_device())
     network = read_network(choose_checkpoint(pretrained.choose))
     segmenter = load_segmenter(**network)

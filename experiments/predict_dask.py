@@ -30,11 +30,12 @@ from experiments.prediction import (
     find_settings,
     read_network,
     read_options,
+    tell_foreign,
     tell_retired,
 )
 from nucseg_jax import pretrained
 from nucseg_jax.inference import outputs
-from nucseg_jax.inference.jobs import find_jobs
+from nucseg_jax.inference.jobs import find_foreign, find_jobs
 
 shared.checkpoint(required=False)
 _INPUT = shared.source("The image, where all workers can read it.")
@@ -92,6 +93,7 @@ def main() -> None:
         output_folder.check_settings(folder, settings)
         network = block_tasks.Network(**named)
         outputs.remove_leftovers(folder)
+        tell_foreign(find_foreign(_INPUT.value))
         for job in find_jobs(os.path.abspath(_INPUT.value)):
             outcome = cluster.segment_image(
                 client,

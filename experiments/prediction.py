@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import os
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -89,6 +91,14 @@ def choose_checkpoint(choose: Callable[[], str]) -> str:
     name = choose()
     print(f"network: {name}, which comes with the project")
     return name
+
+
+def tell_foreign(paths: Sequence[pathlib.PurePath]) -> None:
+    """Prints how many images are of kinds that cannot be opened, if there are any."""
+    kinds = collections.Counter(path.suffix.lower() for path in paths)
+    if kinds:
+        counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        print(f"WARNING: not read: {counts}; save them as TIFF or OME-Zarr first")
 
 
 def tell_retired(count: int) -> None:

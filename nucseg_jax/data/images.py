@@ -14,8 +14,9 @@ import numpy as np
 from nucseg_jax.data import errors
 from nucseg_jax.data.errors import MAX_PIXELS, ImageError
 from nucseg_jax.data.formats.detect import SUFFIXES, is_jpeg, open_stacks
-from nucseg_jax.data.hue import strongest_channel
+from nucseg_jax.data.hue import in_gray
 from nucseg_jax.data.intensity import to_rgb
+from nucseg_jax.data.planes import plane_of_array
 
 __all__ = [
     "MAX_PIXELS",
@@ -57,10 +58,8 @@ def read_image(path: str | pathlib.Path, *, max_pixels: int = MAX_PIXELS) -> np.
             f"{path}: has {pixels.shape[-1]} channels and does not say what they are; "
             "gray or RGB is wanted"
         )
-    if pixels.ndim == 3:
-        strongest = strongest_channel([pixels.reshape(-1, 3)])
-        pixels = pixels if strongest is None else pixels[..., strongest]
-    return to_rgb(pixels, name=str(path))
+    seen = in_gray(plane_of_array(pixels)).segmented
+    return to_rgb(pixels[..., seen] if pixels.ndim == 3 else pixels, name=str(path))
 
 
 def read_mask(path: str | pathlib.Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:

@@ -13,6 +13,7 @@ _PERCENTILES = (0.1, 99.9)
 # Of [0, 1]: less has too few of the 256 steps that all is rounded to. 12 bits divided
 # by 65,535 have 16.
 _LITTLE = 1 / 8
+_ROUNDING = 0.01  # Of a step, as float16 does.
 _EXACT_VALUES = 1 << 24
 _BAND_VALUES = 1 << 22  # 32 MiB as float64.
 
@@ -26,9 +27,10 @@ def to_rgb(
     """Brings pixels of any dtype to RGB in [0, 1].
 
     Gray becomes three equal channels; transparency is dropped. 8-bit values are
-    divided by 255, and floats within [0, 1] taken as they are, if they use an eighth of
-    it. Wider integers and other floats are stretched between the 0.1th and 99.9th
-    percentile of the whole image, because cameras fill an unknown part of their range.
+    divided by 255, and floats within [0, 1] taken as they are, unless they use less
+    than an eighth of it in finer steps. Wider integers and other floats are stretched
+    between the 0.1th and 99.9th percentile of the whole image, because cameras fill an
+    unknown part of their range.
 
     Args:
       pixels: [H, W] or [H, W, 1 to 4] of any real dtype.
@@ -54,7 +56,7 @@ def intensity_range(plane: Plane) -> tuple[float, float] | None:
     """Finds the values that become black and white, over a plane of any size.
 
     These are the 0.1th and 99.9th percentile of the segmented channels together, or 0
-    and 1 for floats within that use an eighth of it. The plane is read band by band.
+    and 1 for floats that `to_rgb` takes as they are. The plane is read band by band.
     Percentiles are exact up to 2^24 finite values; of more, those of every n-th pixel
     are taken, evenly over the plane.
 
@@ -142,9 +144,14 @@ def _find_range(values: np.ndarray, ends: list[float]) -> tuple[float, float]:
         return 0.0, 0.0  # Nothing is known; everything becomes black.
     low, high = map(float, np.percentile(_without_overflow(values), _PERCENTILES))
     is_unit = values.dtype.kind == "f" and min(ends) >= 0 and max(ends) <= 1
-    if is_unit and not 0 < high - low < _LITTLE:
-        return 0.0, 1.0
-    return low, high
+    loses_steps = 0 < high - low < _LITTLE and not _are_256_steps(values)
+    return (0.0, 1.0) if is_unit and not loses_steps else (low, high)
+
+
+def _are_256_steps(values: np.ndarray) -> bool:
+    """Whether values in [0, 1] are 8 bits divided by 255, but for rounding."""
+    steps = values.astype(np.float32) * np.float32(255)
+    return bool(np.abs(steps - np.round(steps)).max() < _ROUNDING)
 
 
 def _without_overflow(values: np.ndarray) -> np.ndarray:

@@ -16,7 +16,13 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from nucseg_jax.data.errors import MAX_PIXELS, ImageError, check_dtype, naming
-from nucseg_jax.data.formats.detect import SUFFIXES, ZARR_SUFFIX, open_stacks
+from nucseg_jax.data.formats.detect import (
+    FOREIGN_SUFFIXES,
+    SUFFIXES,
+    TIFF_SUFFIXES,
+    ZARR_SUFFIX,
+    open_stacks,
+)
 from nucseg_jax.data.formats.stacks import Stack
 from nucseg_jax.data.formats.units import COARSEST, FINEST
 
@@ -39,6 +45,8 @@ class Plane:
         and "blue"; or "0", "1" and so on.
       segmented: Which channels the network sees: one as gray, or three as red, green
         and blue.
+      is_colour: Whether these are all colours of the picture, since none were asked
+        for.
       pixel_size: Micrometres a pixel; None = unknown.
       files: That hold the pixels, links resolved, if they are several: an OME-TIFF may
         be written in parts, each of which opens as the whole.
@@ -51,6 +59,7 @@ class Plane:
     dtype: np.dtype
     channels: tuple[str, ...]
     segmented: tuple[int, ...]
+    is_colour: bool
     pixel_size: float | None
     files: tuple[pathlib.Path, ...]
     _read: Callable[[slice, slice], np.ndarray] = dataclasses.field(repr=False)
@@ -171,6 +180,7 @@ def plane_of_array(
         dtype=pixels.dtype,
         channels=tuple(map(str, range(num_channels))),
         segmented=segmented,
+        is_colour=len(segmented) == 3,
         pixel_size=pixel_size,
         files=(),
         _read=lambda rows, columns: pixels[rows, columns],
@@ -192,8 +202,16 @@ def check_pixel_size(pixel_size: float | None) -> None:
 
 def can_open(path: pathlib.Path) -> bool:
     """Tells by its name whether a file, or a folder, is one to be opened."""
-    is_known = path.suffix.lower() in (*SUFFIXES, ZARR_SUFFIX)
-    return is_known and not path.name.startswith(".")
+    return _is_called(path, (*SUFFIXES, *TIFF_SUFFIXES, ZARR_SUFFIX))
+
+
+def is_foreign(path: pathlib.Path) -> bool:
+    """Tells by its name whether a file is an image of a kind that cannot be opened."""
+    return _is_called(path, FOREIGN_SUFFIXES)
+
+
+def _is_called(path: pathlib.Path, suffixes: tuple[str, ...]) -> bool:
+    return path.suffix.lower() in suffixes and not path.name.startswith(".")
 
 
 def _planes_of(
@@ -212,6 +230,7 @@ def _planes_of(
             dtype=stack.dtype,
             channels=stack.channels,
             segmented=segmented,
+            is_colour=stack.is_colour and channel is None,
             pixel_size=stack.pixel_size,
             files=stack.files,
             _read=functools.partial(stack.read, index),

@@ -161,7 +161,7 @@ def describe_planes(job: Job, options: Options, network: Network) -> list[Descri
     found = []
     with open_job(job, options) as planes:
         stamp = take_stamp(job.image, planes)
-        for plane in planes:
+        for plane in map(in_gray, planes):
             segmenter.check_regions(plane)
             scale = options.scale or segmenter.choose_scale(plane.pixel_size)
             segmenter.check_scale(plane, scale)
@@ -170,7 +170,7 @@ def describe_planes(job: Job, options: Options, network: Network) -> list[Descri
                     info=describe(
                         job, plane, targets=segmenter.targets, scale=scale, stamp=stamp
                     ),
-                    segmented=in_gray(plane).segmented,
+                    segmented=plane.segmented,
                     suffix=plane.suffix,
                     is_own=is_own(job, plane),
                     halo=choose_halo(scale),

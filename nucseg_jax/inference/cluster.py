@@ -92,7 +92,7 @@ def segment_image(
         if not plane.is_own:
             continue
         name = names[plane]
-        if is_done(run.output, name, plane.info, SAVE):
+        if is_done(run.output, name, job, stamp, SAVE):
             outcome = outcome.with_skipped()
         else:
             source = Source(job, index, options, plane.segmented)

@@ -8,7 +8,8 @@ import dataclasses
 import itertools
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Self
 
 from nucseg_jax.data.errors import ImageError
@@ -17,12 +18,15 @@ from nucseg_jax.data.planes import (
     Plane,
     can_open,
     check_pixel_size,
+    is_foreign,
     open_planes,
 )
 from nucseg_jax.inference import outputs
 from nucseg_jax.inference.outputs import summaries
 from nucseg_jax.inference.scaling import check_scale
 from nucseg_jax.inference.streams import PlaneInfo
+
+_CHECKED_BYTES = 1 << 14
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,13 +133,32 @@ def find_jobs(source: str | os.PathLike) -> list[Job]:
         return [Job(root, relative, relative.with_suffix(""), is_alone=True)]
     if not root.is_dir():
         raise ImageError(f"{root}: no such file or folder")
-    found = sorted(_walk_images(root))
+    found = sorted(_walk(root, can_open))
     if not found:
-        raise ImageError(f"{root}: holds no image (PNG, JPEG, BMP, TIFF or OME-Zarr)")
+        kinds = sorted({path.suffix.lower() for path in find_foreign(root)})
+        others = f", but {', '.join(kinds)}: save them as TIFF" if kinds else ""
+        raise ImageError(
+            f"{root}: holds no image (PNG, JPEG, BMP, TIFF or OME-Zarr){others}"
+        )
     names = _name_results(found)
     return [
         Job(root / path, path, name) for path, name in zip(found, names, strict=True)
     ]
+
+
+def find_foreign(source: str | os.PathLike) -> list[pathlib.PurePath]:
+    """Lists the files in a folder that are images of kinds that cannot be opened.
+
+    By their names, where `find_jobs` searches, and relative to the folder; none of a
+    single file.
+
+    Raises:
+      ImageError: If a folder may not be read.
+    """
+    root = pathlib.Path(source)
+    if not root.is_dir() or _is_zarr(root.name):
+        return []
+    return sorted(_walk(root, is_foreign))
 
 
 def select_shard(jobs: Sequence[Job], num_shards: int, shard_index: int) -> list[Job]:
@@ -183,10 +206,12 @@ def is_own(job: Job, plane: Plane) -> bool:
 
 
 def take_stamp(image: pathlib.Path, planes: Iterable[Plane]) -> str:
-    """Tells size and last change of the files that hold planes, all together.
+    """Tells size, last change and a checksum of the files that hold planes, together.
 
     These are all files of an OME-Zarr, and the parts of an OME-TIFF. Results belong to
-    a file as it was: where it lies may change, this not.
+    a file as it was: where it lies may change, this not. The checksum, of which folders
+    have none, is of some bytes, for images of a camera are alike in size, and archives
+    know times to two seconds.
 
     Raises:
       ImageError: If it cannot be looked at.
@@ -201,10 +226,24 @@ def take_stamp(image: pathlib.Path, planes: Iterable[Plane]) -> str:
             for name in names
         )
         states = [os.stat(path) for path in inside] or [p.stat() for p in parts]
+        checksum = 0
+        for part in sorted(part for part in parts if part.is_file()):
+            checksum = _add_checksum(part, checksum)
     except OSError as error:
         raise ImageError(f"{image}: {error.strerror}") from error
     latest = max(state.st_mtime_ns for state in states)
-    return f"{sum(state.st_size for state in states)} bytes, {latest} ns"
+    size = sum(state.st_size for state in states)
+    return f"{size} bytes, {latest} ns, {checksum:08x}"
+
+
+def _add_checksum(path: pathlib.Path, checksum: int) -> int:
+    """Goes on with the CRC-32 of the bytes at the start, middle and end of a file."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        for place in (0, size // 2, max(size - _CHECKED_BYTES, 0)):
+            file.seek(place)
+            checksum = zlib.crc32(file.read(_CHECKED_BYTES), checksum)
+    return checksum
 
 
 def describe(
@@ -217,6 +256,7 @@ def describe(
         height=plane.shape[0],
         width=plane.shape[1],
         channels=plane.channels,
+        seen=tuple(plane.channels[number] for number in plane.segmented),
         pixel_size=plane.pixel_size,
         targets=targets,
         scale=scale,
@@ -225,36 +265,48 @@ def describe(
 
 
 def is_done(
-    output: pathlib.Path, name: pathlib.PurePath, info: PlaneInfo, save: Sequence[str]
+    output: pathlib.Path,
+    name: pathlib.PurePath,
+    job: Job,
+    stamp: str,
+    save: Sequence[str],
 ) -> bool:
     """Tells whether all products of a plane of this very file are there.
+
+    Args:
+      output: The output folder.
+      name: Of the plane's results.
+      job: The file.
+      stamp: Of the file.
+      save: Names of the products.
 
     Raises:
       ImageError: If results of another file have that name.
     """
-    if outputs.is_finished(output, name, save, info.stamp):
+    if outputs.is_finished(output, name, save, stamp):
         return True
-    _check_name_is_free(output, name, info)
+    _check_name_is_free(output, name, job, stamp)
     return False
 
 
 def _check_name_is_free(
-    output: pathlib.Path, name: pathlib.PurePath, info: PlaneInfo
+    output: pathlib.Path, name: pathlib.PurePath, job: Job, stamp: str
 ) -> None:
     """Lets results of the same file, which has changed, be replaced, but no others."""
     with contextlib.suppress(FileNotFoundError, summaries.SummaryError):
         summary = summaries.read_summary(summaries.summary_path(output, name))
-        before = pathlib.Path(summary["source"])
-        is_same = info.stamp == summary["stamp"]
-        if not is_same and before != info.source:
+        before, source = pathlib.Path(summary["source"]), job.image.absolute()
+        if stamp != summary["stamp"] and before != source:
             raise ImageError(
-                f"{info.source}: {output} holds the results of {before} under the same "
+                f"{source}: {output} holds the results of {before} under the same "
                 f"name, {name}: give another --output"
             )
 
 
-def _walk_images(root: pathlib.Path) -> Iterator[pathlib.PurePath]:
-    """Yields the images below a folder, relative to it; hidden ones are left out."""
+def _walk(
+    root: pathlib.Path, is_wanted: Callable[[pathlib.Path], bool]
+) -> Iterator[pathlib.PurePath]:
+    """Yields files and OME-Zarr below a folder, relative to it, but no hidden ones."""
 
     def refuse(error: OSError) -> None:
         raise ImageError(f"{error.filename}: cannot be searched ({error.strerror})")
@@ -277,9 +329,9 @@ def _walk_images(root: pathlib.Path) -> Iterator[pathlib.PurePath]:
             and name[0] != "."
             and not _leads_inside(os.path.join(folder, name), top)
         ]
-        found += [name for name in names if can_open(pathlib.Path(name))]
-        for name in found:
-            yield pathlib.PurePath(folder, name).relative_to(root)
+        for name in found + names:
+            if is_wanted(pathlib.Path(name)):
+                yield pathlib.PurePath(folder, name).relative_to(root)
 
 
 def _leads_inside(path: str, top: str) -> bool:

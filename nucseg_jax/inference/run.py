@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 
 from nucseg_jax.data.errors import ImageError
+from nucseg_jax.data.hue import in_gray
 from nucseg_jax.data.planes import Plane
 from nucseg_jax.inference import outputs
 from nucseg_jax.inference.earlier_results import EarlierResults
@@ -121,7 +122,7 @@ class _Run:
 
     def segment_file(self, job: Job) -> Outcome:
         """Segments all planes of a file that are not finished."""
-        outcome = Outcome(job)
+        outcome, stamp = Outcome(job), ""
         try:
             with open_job(job, self._options) as planes:
                 own = [plane for plane in planes if is_own(job, plane)]
@@ -135,18 +136,19 @@ class _Run:
                 for plane in own:
                     outcome = self._count_plane(outcome, plane, stamp)
         except ImageError as error:
-            return self._fail(outcome, str(error))
+            return self._fail(outcome, stamp, str(error))
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
                 raise
             reason = "its results' names would be too long; give it a shorter name"
-            return self._fail(outcome, f"{job.image}: {reason}")
+            return self._fail(outcome, stamp, f"{job.image}: {reason}")
         return outcome
 
-    def _fail(self, outcome: Outcome, error: str) -> Outcome:
+    def _fail(self, outcome: Outcome, stamp: str, error: str) -> Outcome:
         retired = outcome.num_retired
         with contextlib.suppress(ImageError):
-            stamp = take_stamp(outcome.job.image, [])
+            # Of a file that could not be opened, its parts are not known.
+            stamp = stamp or take_stamp(outcome.job.image, [])
             retired += self._earlier.retire_changed(outcome.job, stamp)
         return dataclasses.replace(outcome, error=error, num_retired=retired)
 
@@ -158,6 +160,16 @@ class _Run:
                 f"{job.image}: its results would have the name {name} of those of "
                 f"{self._claims[name].image}; rename one of the files"
             )
+        if is_done(self._output, name, job, stamp, self._options.save):
+            return outcome.with_skipped()
+        is_large = plane.shape[0] * plane.shape[1] > _LARGE_PLANE
+        with self._one_large_plane if is_large else contextlib.nullcontext():
+            return outcome.with_plane(self._segment_plane(job, plane, stamp))
+
+    def _segment_plane(self, job: Job, plane: Plane, stamp: str) -> int:
+        """Segments a plane and writes its products; returns the number of nuclei."""
+        count, started = 0, time.perf_counter()
+        plane, name = in_gray(plane), job.result_name(plane.suffix)
         info = describe(
             job,
             plane,
@@ -165,17 +177,6 @@ class _Run:
             scale=self._options.scale or self._segmenter.choose_scale(plane.pixel_size),
             stamp=stamp,
         )
-        if is_done(self._output, name, info, self._options.save):
-            return outcome.with_skipped()
-        is_large = plane.shape[0] * plane.shape[1] > _LARGE_PLANE
-        with self._one_large_plane if is_large else contextlib.nullcontext():
-            return outcome.with_plane(self._segment_plane(plane, info, name))
-
-    def _segment_plane(
-        self, plane: Plane, info: PlaneInfo, name: pathlib.PurePath
-    ) -> int:
-        """Segments a plane and writes its products; returns the number of nuclei."""
-        count, started = 0, time.perf_counter()
         with (
             self._watch(info) as tell_tiles,
             outputs.create_writers(

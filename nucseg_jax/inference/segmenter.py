@@ -138,7 +138,7 @@ class Segmenter:
 
         Args:
           image: [H, W] or [H, W, C] of any real dtype. Three channels are red, green
-            and blue.
+            and blue; one hue on black is seen in gray, see `hue.in_gray`.
           channel: The one channel to look at; needed unless there is one, or three.
           pixel_size: Micrometres a pixel, for the measurements' units.
           scale: Resize by this factor for the network, if the image was taken at
@@ -148,9 +148,10 @@ class Segmenter:
           ImageError: If shape or dtype is another, or the scale cannot be.
           ValueError: If the pixel size is not above zero.
         """
-        plane = plane_of_array(
+        given = plane_of_array(
             np.asarray(image), channel=channel, pixel_size=pixel_size
         )
+        plane = in_gray(given)
         tables, bands = [], []
         for item in self.stream(plane, scale=scale):
             if isinstance(item, Band):
@@ -215,7 +216,7 @@ class Segmenter:
         """Segments a plane of any size in bounded memory.
 
         Args:
-          plane: From `planes.open_planes`.
+          plane: From `planes.open_planes`, or of one hue from `hue.in_gray`.
           scale: Resize by this factor for the network.
           tell_tiles: Called before the first tile and after each, in another thread.
             What is yielded comes later, since tiles are predicted ahead of it.
@@ -229,7 +230,6 @@ class Segmenter:
         """
         self.check_scale(plane, scale)
         shape = plane.shape[:2]
-        plane = in_gray(plane)
         look = colour_reader(plane, intensity_range(plane))
         # No higher for a small scale: rows of the whole width are kept.
         height, width = (max(round(n / max(scale, 1)), 1) for n in _CORE)

@@ -25,6 +25,7 @@ class PlaneInfo:
       height: Pixels.
       width: Pixels.
       channels: Names of the raw channels.
+      seen: Names of those that the network sees.
       pixel_size: Micrometres a pixel; None = unknown.
       targets: Names of the probabilities' channels.
       scale: By which the network sees it resized.
@@ -36,6 +37,7 @@ class PlaneInfo:
     height: int
     width: int
     channels: tuple[str, ...]
+    seen: tuple[str, ...]
     pixel_size: float | None
     targets: tuple[str, ...]
     scale: float = 1.0

@@ -24,6 +24,7 @@ def plane_of(pixels: np.ndarray, segmented: tuple[int, ...] = (0,)) -> Plane:
         dtype=pixels.dtype,
         channels=tuple(str(n) for n in range(pixels.shape[-1])),
         segmented=segmented,
+        is_colour=False,
         pixel_size=None,
         files=(),
         _read=lambda rows, columns: pixels[rows, columns],
@@ -126,6 +127,13 @@ def test_12_bits_divided_by_65535_keep_their_steps():
     seen = preprocessing.to_uint8(to_rgb(counts / 65535))
     assert len(np.unique(seen)) == 256
     np.testing.assert_array_equal(seen, preprocessing.to_uint8(to_rgb(counts)))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_dark_8_bits_stay_dark_as_floats(dtype):
+    counts = np.arange(20, dtype=np.uint8).reshape(4, 5)
+    seen = to_rgb((counts / 255).astype(dtype))
+    np.testing.assert_array_equal(preprocessing.to_uint8(seen)[..., 0], counts)
 
 
 @given(

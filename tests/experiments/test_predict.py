@@ -16,6 +16,7 @@ from experiments.prediction import (
     find_settings,
     read_network,
     read_options,
+    tell_foreign,
     tell_retired,
 )
 from nucseg_jax import pretrained
@@ -26,7 +27,7 @@ from nucseg_jax.inference.segmenter import load_segmenter
 from nucseg_jax.inference.streams import PlaneInfo
 from nucseg_jax.training.stopping import Stopped
 
-INFO = PlaneInfo("sub/a.tif", pathlib.Path("a.tif"), 9, 9, ("0",), None, ("x",))
+INFO = PlaneInfo("sub/a.tif", pathlib.Path("a.tif"), 9, 9, ("0",), ("0",), None, ("x",))
 
 
 @pytest.fixture
@@ -123,6 +124,13 @@ def test_a_number_that_cannot_be_is_refused_before_any_image(load_program, argum
     name = argument[2:].partition("=")[0]
     with pytest.raises(ValueError, match=f"{name} is .*; it must"):
         read_options(["labels"])
+
+
+def test_images_of_kinds_that_are_not_read_are_counted(capsys):
+    tell_foreign([])
+    assert capsys.readouterr().out == ""
+    tell_foreign([pathlib.PurePath(p) for p in ("a.czi", "b.nd2", "c/d.CZI")])
+    assert "not read: 2 .czi, 1 .nd2; save" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["tile", "max_pixels", "num_shards"])

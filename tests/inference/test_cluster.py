@@ -15,6 +15,7 @@ import distributed
 import numpy as np
 import pytest
 import skimage.draw
+import tifffile
 import zarr
 
 from nucseg_jax.config import Config, DataConfig, DecodingConfig, ModelConfig
@@ -255,6 +256,19 @@ def test_an_error_of_a_worker_is_told_as_it_is(client, folder, tmp_path):
         cluster.segment_image(
             client, job, Network(str(folder / "run")), tmp_path, OPTIONS, side=SIDE
         )
+
+
+def test_one_hue_is_seen_in_gray_as_in_one_process(folder, tmp_path):
+    gray = draw_nuclei()[:300, :300]
+    blue = np.stack([0 * gray, 0 * gray, gray], axis=-1)
+    tifffile.imwrite(tmp_path / "blue.tif", blue, photometric="rgb")
+    (job,) = find_jobs(tmp_path / "blue.tif")
+    (plane,) = block_tasks.describe_planes(job, OPTIONS, Network(str(folder / "run")))
+    assert plane.segmented == (2,) and plane.info.seen == ("blue",)
+    source = block_tasks.Source(job, 0, OPTIONS, plane.segmented)
+    with source.open() as opened:
+        assert opened.segmented == (2,)
+    assert block_tasks.find_range(source)[1] > 2000
 
 
 def test_a_worker_with_another_network_is_refused(folder, tmp_path):

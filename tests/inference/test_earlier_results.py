@@ -14,6 +14,7 @@ from nucseg_jax.inference.jobs import Options, find_jobs
 from nucseg_jax.inference.outputs import merge_tables
 from nucseg_jax.inference.run import segment_files
 from nucseg_jax.inference.segmenter import Segmenter
+from tests.data.files import write_ome_parts
 from tests.helpers import disc_image
 
 
@@ -26,7 +27,10 @@ def folder(tmp_path):
 
 @pytest.fixture
 def run(folder, tmp_path):
-    """Segments a folder into `out`; returns how many results were retired."""
+    """Segments a folder into `out`; returns how many results were retired.
+
+    Its attribute `errors` has the last run's.
+    """
     segmenter = Segmenter(
         lambda images: images[..., :1],
         DataConfig(framing="crop", clahe_clip_limit=0),
@@ -36,7 +40,9 @@ def run(folder, tmp_path):
     options = Options(save=("labels", "table"), max_pixels=MAX_PIXELS)
 
     def segment(path=folder):
-        outcomes = segment_files(find_jobs(path), segmenter, tmp_path / "out", options)
+        jobs = find_jobs(path)
+        outcomes = list(segment_files(jobs, segmenter, tmp_path / "out", options))
+        segment.errors = [outcome.error for outcome in outcomes]
         return sum(outcome.num_retired for outcome in outcomes)
 
     return segment
@@ -127,6 +133,54 @@ def test_images_of_one_stamp_that_move_together_stay(folder, run, listed, tmp_pa
     run()
     moved = folder.rename(tmp_path / "moved")
     assert run(moved) == 0 and listed() == ["a.tif", "b.tif", "c.tif"]
+
+
+@pytest.fixture
+def alike(folder, tmp_path):
+    """Writes images that are alike in name, size and time, as of a camera's archive."""
+
+    def write(path, seed):
+        path.parent.mkdir(exist_ok=True)
+        tifffile.imwrite(path, disc_image(32, seed=seed)[0])
+        os.utime(path, (1_700_000_000, 1_700_000_000))
+
+    return write
+
+
+def test_another_image_of_the_same_stamp_is_not_taken_for_finished(
+    folder, run, alike, tmp_path
+):
+    alike(folder / "a.tif", seed=0)
+    alike(tmp_path / "more/a.tif", seed=1)
+    run()
+    assert run(tmp_path / "more") == 0
+    assert "a.tif under the same name" in run.errors[-1]
+
+
+def test_images_that_are_gone_are_no_others_of_the_same_stamp(
+    folder, run, alike, listed
+):
+    for seed, name in enumerate(("a.tif", "b.tif")):
+        alike(folder / name, seed)
+    run()
+    for name in ("a.tif", "b.tif"):
+        (folder / name).unlink()
+    alike(folder / "c.tif", seed=2)
+    assert run() == 0 and listed() == ["a.tif", "b.tif", "c.tif"]
+
+
+def test_an_image_in_parts_of_which_one_is_damaged_keeps_what_is_finished(
+    folder, run, listed
+):
+    frames = [disc_image(32, seed=seed)[0] for seed in range(2)]
+    _, part = write_ome_parts(folder, np.stack(frames).astype(np.uint16))
+    with tifffile.TiffFile(part) as tiff:
+        start, size = tiff.pages[0].dataoffsets[0], tiff.pages[0].databytecounts[0]
+    data = bytearray(part.read_bytes())
+    data[start + 10 : start + size] = bytes(size - 10)
+    part.write_bytes(data)
+    for _ in range(3):
+        assert run() == 0 and listed() == ["a0.ome.tif t=0"]
 
 
 def test_images_of_other_folders_stay(folder, run, listed, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nucseg_jax.data.images import MAX_PIXELS, ImageError
-from nucseg_jax.inference.jobs import Options, find_jobs, select_shard
+from nucseg_jax.inference.jobs import Options, find_foreign, find_jobs, select_shard
 
 
 def touch(root, *names):
@@ -151,8 +151,19 @@ def test_a_missing_folder_is_an_error(tmp_path, name):
 
 def test_a_folder_without_images_is_an_error(tmp_path):
     touch(tmp_path, "notes.txt")
-    with pytest.raises(ImageError, match=r"holds no image \(PNG, JPEG"):
+    with pytest.raises(ImageError, match=r"holds no image \(PNG, JPEG, .*Zarr\)$"):
         find_jobs(tmp_path)
+
+
+def test_images_of_kinds_that_are_not_read_are_told(tmp_path):
+    touch(tmp_path, "b/x.czi", "a.ND2", ".c.czi", "notes.txt")
+    with pytest.raises(ImageError, match=r"Zarr\), but \.czi, \.nd2: save them as"):
+        find_jobs(tmp_path)
+    touch(tmp_path, "slide.svs", "labels/d.czi", "settings.json", "tables/e.json")
+    assert [str(job.relative) for job in find_jobs(tmp_path)] == ["slide.svs"]
+    # What lies among the results of a run is not looked at.
+    assert list(map(str, find_foreign(tmp_path))) == ["a.ND2", "b/x.czi"]
+    assert find_foreign(tmp_path / "slide.svs") == []
 
 
 @pytest.mark.parametrize(

@@ -347,6 +347,22 @@ def test_a_plane_that_fails_is_left_too(folder, tmp_path, monkeypatch):
     assert told == ["a.png left"]
 
 
+@pytest.mark.parametrize(
+    ("channel", "expected"), [(None, "blue"), ("red,green,blue", "red,green,blue")]
+)
+def test_one_hue_is_seen_in_gray_unless_colours_are_asked_for(
+    segmenter, tmp_path, channel, expected
+):
+    gray = disc_image(96, seed=1)[0]
+    blue = np.stack([0 * gray, 0 * gray, gray], axis=-1)
+    PIL.Image.fromarray(blue).save(tmp_path / "a.png")
+    run(tmp_path / "a.png", segmenter, tmp_path / "out", channel=channel)
+    summary = json.loads((tmp_path / "out/tables/a.json").read_text())
+    assert summary["channel"] == expected
+    # The network predicts what it sees in red.
+    assert (summary["count"] > 0) == (channel is None)
+
+
 def test_pixel_size_and_scale_are_passed_on(segmenter, network, tmp_path):
     PIL.Image.fromarray(disc_image(100, seed=1)[0]).save(tmp_path / "a.png")
     run(tmp_path / "a.png", segmenter, tmp_path / "out", pixel_size=0.5, scale=0.5)

@@ -12,7 +12,15 @@ from nucseg_jax.data.formats import raster, tiff
 from nucseg_jax.data.formats.stacks import Stack, check_stack, name_channels_apart
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+# TIFF by other names, as microscopes and slide scanners give them.
+TIFF_SUFFIXES = (".svs", ".ndpi", ".scn", ".bif", ".qptiff", ".btf")
 ZARR_SUFFIX = ".zarr"
+# Of images that cannot be opened, for a folder may be full of them.
+FOREIGN_SUFFIXES = (
+    *(".czi", ".zvi", ".lsm", ".nd2", ".lif", ".oib", ".oif", ".vsi", ".ims", ".dv"),
+    *(".stk", ".mrxs"),
+    *(".gif", ".webp", ".jp2", ".heic", ".dcm", ".mrc", ".nrrd", ".h5", ".npy"),
+)
 
 _ZARR_FILES = ("zarr.json", ".zgroup", ".zarray")
 _TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # The last two: BigTIFF.

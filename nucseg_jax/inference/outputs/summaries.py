@@ -19,6 +19,7 @@ SUMMARY_COLUMNS = (
     "source",
     "height",
     "width",
+    "channel",
     "pixel_size",
     "scale",
     "count",

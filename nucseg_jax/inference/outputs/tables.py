@@ -134,6 +134,7 @@ def summarize(info: PlaneInfo, areas: np.ndarray) -> dict[str, Any]:
         "stamp": info.stamp,
         "height": info.height,
         "width": info.width,
+        "channel": ",".join(info.seen),
         "pixel_size": info.pixel_size,
         "scale": _round(info.scale),
         "count": count,

@@ -61,6 +61,7 @@ def make_plane(labels: np.ndarray, **info) -> Plane:
         "height": shape[0],
         "width": shape[1],
         "channels": CHANNELS,
+        "seen": CHANNELS[:1],
         "pixel_size": None,
         "targets": TARGETS,
     }

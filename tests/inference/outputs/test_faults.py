@@ -124,7 +124,7 @@ CHILD = """
     from nucseg_jax.inference.streams import Band, PlaneInfo, Window
 
     rasters.HELD_PIXELS = 0
-    info = PlaneInfo("a", pathlib.Path("a"), 600, 400, ("0",), None, ("foreground",))
+    info = PlaneInfo("a", pathlib.Path("a"), 600, 400, ("0",), ("0",), None, ("x",))
     labels = np.arange(300 * 400, dtype=np.int32).reshape(300, 400)
     ones = np.ones((300, 400, 1), np.float32)
     writers = outputs.create_writers(
