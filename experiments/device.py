@@ -109,7 +109,7 @@ def idle_gpu() -> str:
         return ""
     return (
         "there is an NVIDIA GPU, but JAX runs on the CPU. Install the GPU build: "
-        "make setup EXTRA=cuda12 (or pip install 'nucseg-jax[cuda12]')"
+        "make setup EXTRA=cuda12 (or pip install -e '.[cuda12]')"
     )
 
 

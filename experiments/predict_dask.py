@@ -81,7 +81,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name != "distributed":
             raise
-        raise ValueError("Dask is not installed: pip install distributed") from error
+        raise ValueError("Dask is not installed: pip install -e '.[dask]'") from error
     options = read_options(cluster.SAVE)
     folder = pathlib.Path(_OUTPUT.value)
     # This process computes nothing: a GPU is the workers', and so is the choice by it.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -42,11 +44,23 @@ def load_scored_data(checkpoint: str, subset: str, trained: DataConfig) -> Score
     check_numbered(examples)
     print(start_device())
     print(describe_subsets(settings, subsets))
-    _warn_of_data(checkpoint, subset, examples)
+    as_trained = _are_as_trained(settings, trained)
+    _warn_of_data(checkpoint, subset, examples, as_trained=as_trained)
     return ScoredData(settings, examples, subsets["val"])
 
 
-def _warn_of_data(checkpoint: str, subset: str, examples: Sequence[Example]) -> None:
+def _are_as_trained(settings: DataConfig, trained: DataConfig) -> bool:
+    """Whether the data are those of the training, also where they are named again."""
+    before = shared.resolve_data(trained)
+    places = {os.path.realpath(data.data_dir) for data in (settings, before)}
+    return len(places) == 1 and settings == dataclasses.replace(
+        before, data_dir=settings.data_dir
+    )
+
+
+def _warn_of_data(
+    checkpoint: str, subset: str, examples: Sequence[Example], *, as_trained: bool
+) -> None:
     """Tells if these are not, or may not be, what a training had as that subset."""
     before = read_fingerprints(pretrained.resolve(checkpoint))
     if not before:
@@ -56,8 +70,7 @@ def _warn_of_data(checkpoint: str, subset: str, examples: Sequence[Example]) -> 
         )
         return
     wanted = before.get(subset)
-    same_data = not shared.given(shared.DATA_SETTINGS)
-    if same_data and wanted and wanted != fingerprint(examples):
+    if as_trained and wanted and wanted != fingerprint(examples):
         print(
             f"WARNING: images or truth of {subset} have changed since training; these "
             "numbers do not compare with the run's own"

@@ -6,8 +6,8 @@
 Started again with the same --workdir, it goes on where it stopped: at the step at which
 SIGTERM or Ctrl-C came, or else after the last whole epoch.
 With --init=small it begins with what a network that comes with the project knows.
-The workdir gets checkpoints/, config.json, starts.json, history.csv, curves.png and
-tensorboard/.
+The workdir gets checkpoints/, config.json, starts.json, augmented.png, history.csv,
+curves.png and tensorboard/.
 """
 
 from __future__ import annotations

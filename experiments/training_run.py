@@ -33,7 +33,7 @@ from nucseg_jax.data import index, pipeline, truth
 from nucseg_jax.data.sampling import count_repeats
 from nucseg_jax.digests import digest_json
 from nucseg_jax.evaluation.evaluate import evaluate
-from nucseg_jax.evaluation.figures import draw_curves
+from nucseg_jax.evaluation.figures import draw_batch, draw_curves
 from nucseg_jax.evaluation.tuning import can_tune, tune_decoding
 from nucseg_jax.inference.segmenter import Segmenter, make_segmenter
 from nucseg_jax.network.unet_plus_plus import select_targets
@@ -44,6 +44,8 @@ from nucseg_jax.training.stopping import StopRequest
 from nucseg_jax.training.validation import Validation, make_validate
 
 Subsets = Mapping[str, list[index.Example]]
+
+_DRAWN = 4  # Images of the first batch.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -355,13 +357,29 @@ def _train_batches(run: Run, first_batch: int) -> Iterator[Iterator[Any]]:
     )
     with contextlib.closing(batches):
         try:
-            yield batches
+            yield batches if first_batch else _draw_first(run, batches)
         except loop.NotFiniteError as error:
             names = ", ".join(str(examples[i].image) for i in error.index)
             raise ValueError(
                 f"{error}; lower --learning_rate, or set --clip_norm=1. "
                 f"The last batch: {names}"
             ) from error
+
+
+def _draw_first(
+    run: Run, batches: Iterator[pipeline.Batch]
+) -> Iterator[pipeline.Batch]:
+    """Draws some of the first batch, where a wrong truth or recipe would show."""
+    first = next(batches)
+    if run.devices.is_writer:
+        draw_batch(
+            first["image_u8"][:_DRAWN],
+            first["mask"][:_DRAWN],
+            run.config.data.targets,
+            run.workdir / "augmented.png",
+        )
+    yield first
+    yield from batches
 
 
 def _val_batches(run: Run):
@@ -401,7 +419,7 @@ def _make_end_epoch(
             int(now.step),
             now,
             config=dataclasses.replace(run.config, inference=validation.inference),
-            position=_position(run, loop.Progress(int(row["epoch"]) + 1)),
+            position=_position(run, loop.Progress(int(row["epoch"]))),
             metrics=validation.metrics,
         )
         values = (f"{name} {value:.4f}" for name, value in validation.metrics.items())

@@ -73,7 +73,7 @@ def test_training_goes_on_where_it_stopped(trained):
     folder, first, second = trained
     assert "going on" not in first
     assert "after epoch 2" in second
-    assert [float(row["epoch"]) for row in history(folder / "run")] == [0, 1, 2]
+    assert [float(row["epoch"]) for row in history(folder / "run")] == [1, 2, 3]
 
 
 def test_what_cannot_be_learned_from_is_named(trained, tmp_path):
@@ -167,7 +167,9 @@ def test_data_that_changed_are_noticed(trained):
         result = run(*train, "--num_epochs=4")
         assert result.returncode == 1
         assert "train images or their truth are no longer those" in result.stderr
-        assert "truth of val have changed since training" in succeed(*evaluate)
+        for again in ([], [f"--data_dir={data}"]):
+            told = succeed(*evaluate, *again)
+            assert "truth of val have changed since training" in told
     finally:
         for path, content in images.items():
             path.write_bytes(content)
@@ -199,7 +201,14 @@ def test_a_folder_is_segmented_without_any_training(tmp_path):
 def test_run_folder_holds_what_the_readme_says(trained):
     folder, _, _ = trained
     names = {path.name for path in (folder / "run").iterdir()}
-    wanted = {"checkpoints", "config.json", "curves.png", "history.csv", "tensorboard"}
+    wanted = {
+        "augmented.png",
+        "checkpoints",
+        "config.json",
+        "curves.png",
+        "history.csv",
+        "tensorboard",
+    }
     assert wanted <= names
     with PIL.Image.open(folder / "run" / "curves.png") as picture:
         assert np.asarray(picture).std() > 10
@@ -306,7 +315,7 @@ def test_results_of_two_settings_are_not_mixed(trained, sources, tmp_path):
     assert "5 finished before" in again.stdout
     result = predict(trained, sources, tmp_path / "out", "--tta=8")
     assert result.returncode == 1
-    assert "tta='1', now it is '8'" in result.stderr
+    assert "tta=1, now it is 8" in result.stderr
 
 
 def test_a_run_may_stop_at_the_first_error(trained, sources, tmp_path):

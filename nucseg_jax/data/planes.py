@@ -28,6 +28,7 @@ from nucseg_jax.data.formats.units import COARSEST, FINEST
 
 _EVERYTHING = slice(None)
 _MOST_NAMES = 20  # Of channels in a message.
+_MOST_COLOURS = 4  # Red, green, blue and transparency; a picture may be as narrow.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +161,11 @@ def plane_of_array(
     if pixels.ndim != 3 or 0 in pixels.shape:
         raise ImageError(f"the image: is {image.shape}; wanted is [H, W] or [H, W, C]")
     num_channels = pixels.shape[-1]
+    if num_channels > max(min(pixels.shape[:2]), _MOST_COLOURS):
+        raise ImageError(
+            f"the image: is {image.shape}; wanted is [H, W] or [H, W, C], so bring the "
+            "channels to the end: np.moveaxis(image, 0, -1)"
+        )
     if channel is None and num_channels not in (1, 3):
         raise ImageError(
             f"the image: has {num_channels} channels; say which one to look at "

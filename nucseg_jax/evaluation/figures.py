@@ -59,7 +59,7 @@ class NucleiPanel:
 def draw_curves(rows: Sequence[Mapping[str, float]], path: str | os.PathLike) -> None:
     """Draws training and validation curves of `history.read_history`'s rows."""
     figure = Figure(figsize=(10, 7), layout="constrained")
-    epochs = [row["epoch"] + 1 for row in rows]
+    epochs = [row["epoch"] for row in rows]
     for axes, (name, title) in zip(
         figure.subplots(2, 2).ravel(), _CURVES.items(), strict=True
     ):
@@ -74,6 +74,33 @@ def draw_curves(rows: Sequence[Mapping[str, float]], path: str | os.PathLike) ->
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].legend(frameon=False)
+    _save(figure, path)
+
+
+def draw_batch(
+    images_u8: np.ndarray,
+    masks: np.ndarray,
+    targets: Sequence[str],
+    path: str | os.PathLike,
+) -> None:
+    """Draws images as training sees them, and their targets, one row an image.
+
+    Args:
+      images_u8: uint8 [B, H, W, 3], augmented.
+      masks: [B, H, W, T], bool or float32 in [0, 1].
+      targets: Names of the T channels.
+      path: The picture to write.
+    """
+    num_columns = 1 + len(targets)
+    size = (2.6 * num_columns, 2.6 * len(images_u8) + 0.3)
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(images_u8), num_columns, squeeze=False)
+    for row, image, mask in zip(grid, images_u8, masks, strict=True):
+        _show(row[0], image, "image")
+        for axes, name, channel in zip(
+            row[1:], targets, np.moveaxis(mask, -1, 0), strict=True
+        ):
+            _show(axes, channel.astype(np.float32), name)
     _save(figure, path)
 
 
@@ -265,7 +292,7 @@ def draw_errors(
 
 
 def _show(axes: Axes, picture: np.ndarray, title: str, *, fontsize: float = 10) -> None:
-    axes.imshow(picture, cmap="gray", interpolation="antialiased")
+    axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="antialiased")
     axes.set_title(_printable(title), fontsize=fontsize)
     axes.set(xticks=[], yticks=[])
 

@@ -3,8 +3,7 @@
 The image is decoded in windows that overlap by twice the halo. A nucleus that a window
 cuts off is left to another one that holds all of it; one that was found before is not
 found again. So a nucleus across the corner of four windows is one nucleus. Only a
-nucleus that no window can hold is parted: one wider or higher than the halo may be, one
-of twice the halo will be.
+nucleus that no window can hold is parted: one wider or higher than the halo may be.
 """
 
 from __future__ import annotations

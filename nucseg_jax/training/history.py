@@ -26,14 +26,14 @@ class History:
         """Opens the record; rows of epochs that will be done again are dropped."""
         self._path = pathlib.Path(workdir) / "history.csv"
         self.rows = [
-            r for r in read_history(self._path) if r["epoch"] < num_epochs_done
+            r for r in read_history(self._path) if r["epoch"] <= num_epochs_done
         ]
         self._events = tensorboardX.SummaryWriter(
             str(pathlib.Path(workdir) / "tensorboard")
         )
 
     def append(self, row: Mapping[str, float]) -> None:
-        """Adds the row of one epoch; `row["step"]` is TensorBoard's step."""
+        """Adds the row of an epoch, counted from 1; `row["step"]` is TensorBoard's."""
         self.rows.append(dict(row))
         _write(self._path, self.rows)
         for name, value in row.items():

@@ -189,7 +189,7 @@ def _make_row(
     state: TrainState, progress: Progress, validation: Validation
 ) -> dict[str, float]:
     row: dict[str, float] = {
-        "epoch": progress.epoch,
+        "epoch": progress.epoch + 1,
         "step": int(state.step),
         "seconds": round(progress.seconds, 3),
         "skipped": progress.trained.num_skipped,

@@ -77,9 +77,9 @@ def bce_dice_loss(logits: Array, mask: Array, *, valid: Array | None = None) -> 
 def targets_loss(targets: Sequence[str]) -> Loss:
     """Makes the loss of several targets: the sum of each channel's own.
 
-    Foreground and boundary are masks and take `bce_dice_loss`. Distance is a value in
-    [0, 1] and takes the cross-entropy alone, which is least where the probability
-    equals the value.
+    Foreground, boundary and contact are masks and take `bce_dice_loss`. Distance is a
+    value in [0, 1] and takes the cross-entropy alone, which is least where the
+    probability equals the value.
 
     Args:
       targets: What the channels are, in order.

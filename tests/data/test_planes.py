@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from nucseg_jax.data.errors import ImageError
 from nucseg_jax.data.formats import regions, tiff_pages
-from nucseg_jax.data.planes import can_open, open_planes
+from nucseg_jax.data.planes import can_open, open_planes, plane_of_array
 from tests.data.files import (
     encode,
     encode_png16,
@@ -727,3 +727,16 @@ def test_pixel_size_of_ome_zarr_with_a_scale_of_all_levels(tmp_path):
 )
 def test_files_to_open_are_known_by_their_names(name, expected):
     assert can_open(pathlib.Path(name)) == expected
+
+
+@pytest.mark.parametrize("shape", [(2, 130, 130), (7, 50, 60)])
+@pytest.mark.parametrize("channel", [None, 1])
+def test_arrays_whose_channels_come_first_are_refused(shape, channel):
+    with pytest.raises(ImageError, match=r"np\.moveaxis\(image, 0, -1\)"):
+        plane_of_array(np.zeros(shape, np.uint16), channel=channel)
+
+
+@pytest.mark.parametrize("shape", [(130, 130, 2), (1, 1, 3), (2, 9, 4), (40, 50, 40)])
+def test_narrow_arrays_are_not_mistaken_for_such(shape):
+    plane = plane_of_array(np.zeros(shape, np.uint16), channel=1)
+    assert plane.shape == shape and plane.segmented == (1,)

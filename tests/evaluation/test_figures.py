@@ -41,10 +41,31 @@ def make_rows(num_epochs):
     rng = np.random.default_rng(0)
     keys = [f"{part}_{name}" for part in ("train", "val") for name in NAMES]
     return [
-        {"epoch": float(epoch), "step": 10.0 * epoch}
+        {"epoch": float(epoch + 1), "step": 10.0 * (epoch + 1)}
         | {key: float(rng.random()) for key in keys}
         for epoch in range(num_epochs)
     ]
+
+
+def test_a_batch_is_drawn_with_each_of_its_targets(tmp_path, drawn):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (2, 9, 8, 3), np.uint8)
+    masks = rng.random((2, 9, 8, 2), np.float32)
+    masks[1, ..., 0] = 1
+    figures.draw_batch(images, masks, ("foreground", "distance"), tmp_path / "a.png")
+    (figure,) = drawn
+    shown = [axes.images[0] for axes in figure.axes]
+    for picture, expected in zip(
+        shown,
+        [images[0], *np.moveaxis(masks[0], -1, 0)]
+        + [images[1], *np.moveaxis(masks[1], -1, 0)],
+        strict=True,
+    ):
+        np.testing.assert_array_equal(picture.get_array(), expected)
+    # What is foreground everywhere is white, not stretched to black.
+    assert shown[4].get_clim() == (0, 1)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["image", "foreground", "distance"] * 2
 
 
 @pytest.mark.parametrize("num_epochs", [1, 4])

@@ -1,6 +1,7 @@
 """The command line makes the config, and says clearly what it cannot take."""
 
 import dataclasses
+import json
 import pathlib
 import subprocess
 import sys
@@ -135,6 +136,23 @@ def test_flagfiles_list_only_what_differs(parse, path):
         if getattr(getattr(config, name), field.name) != field.default
     ]
     assert sorted(settings) == sorted(differing)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "result"),
+    [("literature", "literature_resized"), ("original", "original_original")],
+)
+def test_flagfiles_are_the_recipes_of_measured_results(parse, recipe, result):
+    """But for the precision, and what changes nothing that is learned."""
+    results = ROOT / "experiments" / "results" / f"accuracy_{result}.json"
+    measured = Config.from_dict(json.loads(results.read_text())["config"])
+    config = parse(
+        f"--flagfile={ROOT}/experiments/flagfiles/{recipe}.flags",
+        f"--dtype={measured.model.dtype}",
+        f"--num_workers={measured.train.num_workers}",
+    )
+    for section in SECTIONS:
+        assert getattr(config, section) == getattr(measured, section)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from nucseg_jax.training.history import History, read_history
 
 
 def row(epoch, loss=0.5):
-    return {"epoch": epoch, "step": 10 * (epoch + 1), "train_loss": loss}
+    return {"epoch": epoch + 1, "step": 10 * (epoch + 1), "train_loss": loss}
 
 
 def test_rows_come_back_from_the_file(tmp_path):
@@ -25,7 +25,7 @@ def test_resuming_drops_the_epochs_that_will_be_done_again(tmp_path):
     history.append(row(2, loss=0.25))
     history.close()
     rows = read_history(tmp_path / "history.csv")
-    assert [r["epoch"] for r in rows] == [0, 1, 2]
+    assert [r["epoch"] for r in rows] == [1, 2, 3]
     assert rows[2]["train_loss"] == 0.25
 
 

@@ -40,7 +40,7 @@ def test_fit_takes_every_step_once_and_reports_every_epoch():
         end_epoch=lambda state, row, validation: rows.append(row),
     )
     assert int(state.step) == 12 and seen == list(range(12))
-    assert [row["epoch"] for row in rows] == [0, 1, 2]
+    assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert [row["step"] for row in rows] == [4, 8, 12]
     assert rows[2]["train_loss"] < rows[0]["train_loss"]
     assert rows[0]["val_iou"] == 0.25
@@ -58,7 +58,7 @@ def test_fit_begins_at_the_epoch_of_its_state():
         steps_per_epoch=4,
         end_epoch=lambda state, row, validation: rows.append(row["epoch"]),
     )
-    assert rows == [2]
+    assert rows == [3]
 
 
 def fit_batches(state, batches, num_epochs=2, **options):
