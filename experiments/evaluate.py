@@ -30,7 +30,7 @@ from nucseg_jax.evaluation.evaluate import (
 )
 from nucseg_jax.evaluation.page import write_page
 from nucseg_jax.evaluation.report import ap_curves, best_median_worst, format_table
-from nucseg_jax.files import write_json
+from nucseg_jax.files import make_folder, write_json
 from nucseg_jax.inference.segmenter import Segmenter, make_segmenter
 
 _CHECKPOINT = shared.checkpoint()
@@ -49,6 +49,8 @@ shared.define_settings("data", only=shared.DATA_SETTINGS)
 
 def main() -> None:
     """Restores, predicts, scores, writes."""
+    folder = results_folder()
+    make_folder(folder)
     mode = _MODE.value or None
     model, variables, config = restore_for_inference(
         pretrained.resolve(_CHECKPOINT.value), mode
@@ -64,8 +66,8 @@ def main() -> None:
         score_size=_SCORE_SIZE.value,
     )
     print(f"\n{_SUBSET.value} of {data.data_dir}\n{format_table(evaluation)}\n")
-    about = protocol(data, segmenter.decoding.mode, config.inference.fast_head)
-    write_results(segmenter, evaluation, about, output_folder())
+    about = protocol(data, segmenter.decoding.mode, config.fast_head)
+    write_results(segmenter, evaluation, about, folder)
 
 
 def progress(examples: list[Example], name: str) -> tqdm.tqdm:
@@ -97,8 +99,11 @@ def protocol(data: DataConfig, mode: str, fast_head: int) -> dict[str, str | int
     }
 
 
-def output_folder() -> pathlib.Path:
-    """Returns the folder for the results, inside the run's own by default."""
+def results_folder() -> pathlib.Path:
+    """Returns the folder for the results, by default inside the run's own.
+
+    For a network of the project, inside `runs/` and its name.
+    """
     run = _CHECKPOINT.value
     if not pathlib.Path(run).is_dir():
         run = f"runs/{run}"
@@ -110,7 +115,6 @@ def write_results(
     segmenter: Segmenter, evaluation: Evaluation, about: dict, folder: pathlib.Path
 ) -> None:
     """Writes metrics.json, the pictures, and the page of both."""
-    folder.mkdir(parents=True, exist_ok=True)
     numbers, page = folder / "metrics.json", folder / "report.html"
     write_json(numbers, {"protocol": about} | evaluation.to_dict())
     pictures = {"Best, median and worst image": folder / "predictions.png"}

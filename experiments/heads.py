@@ -32,7 +32,7 @@ from nucseg_jax.data.index import Example
 from nucseg_jax.evaluation import figures
 from nucseg_jax.evaluation.evaluate import evaluate
 from nucseg_jax.evaluation.tuning import can_tune, tune_decoding
-from nucseg_jax.files import write_json
+from nucseg_jax.files import make_folder, write_json
 from nucseg_jax.inference.predictor import make_predict_fn
 from nucseg_jax.inference.segmenter import Segmenter, make_segmenter
 from nucseg_jax.network.unet_plus_plus import UNetPlusPlus, Variables, prune
@@ -88,6 +88,8 @@ class Restored:
 
 def main() -> None:
     """Scores and times every head by itself, and all together."""
+    results = pathlib.Path(_RESULTS.value)
+    make_folder(results)
     restored = Restored(*restore_for_inference(pretrained.resolve(_CHECKPOINT.value)))
     data, examples, val = load_scored_data(
         _CHECKPOINT.value, _SUBSET.value, restored.config.data
@@ -109,7 +111,7 @@ def main() -> None:
         "score_size": _SCORE_SIZE.value,
         "timed_side": _SIDE,
     }
-    write(rows, about, pathlib.Path(_RESULTS.value) / f"heads_{_NAME.value}.json")
+    write(rows, about, results / f"heads_{_NAME.value}.json")
 
 
 def time_heads(restored: Restored, heads: list[int]) -> dict[int, float]:

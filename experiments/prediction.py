@@ -68,13 +68,12 @@ def find_settings(network: Mapping[str, Any], options: Options) -> dict[str, Any
     folder = pretrained.resolve(network["checkpoint"]).absolute()
     config = read_config(folder, network["mode"])
     decoding = choose_decoding(config.decoding, network["mode"], network["threshold"])
-    fast_head = config.inference.fast_head or len(config.model.features) - 1
     return {
         "checkpoint": str(folder),
         "network": read_digest(folder)[:16],
         "version": nucseg_jax.__version__,
         **dataclasses.asdict(decoding),
-        "head": fast_head if decoding.mode == "fast" else "all",
+        "head": config.fast_head if decoding.mode == "fast" else "all",
         "tta": network["tta"],
         "dtype": network["dtype"] or config.model.dtype,
         "scale": options.scale,

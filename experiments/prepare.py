@@ -152,7 +152,12 @@ def _write_example(
     height, width = mask.shape
     row = {"id": example.id, "height": height, "width": width, "nuclei": ""}
     if labels is not None:
-        labels = relabel_sequential(labels)[0].astype(np.uint16)
+        labels = relabel_sequential(labels)[0]
+        if labels.max() > np.iinfo(np.uint16).max:
+            raise ValueError(
+                f"{example.image}: has more nuclei than 16 bits can number"
+            )
+        labels = labels.astype(np.uint16)
         write_png(output / "labels" / name, labels)
         row["nuclei"] = labels.max()
     return row

@@ -18,7 +18,7 @@ import pathlib
 from absl import flags
 
 from experiments import flags as shared
-from nucseg_jax.files import write_json
+from nucseg_jax.files import make_folder, write_json
 from nucseg_jax.training.stopping import StopRequest
 
 _PROTOCOL = flags.DEFINE_enum(
@@ -53,7 +53,8 @@ def main() -> None:
 def reproduce(stop: StopRequest) -> None:
     """Does so; started again after a stop, it goes on."""
     protocol, name = _PROTOCOL.value, _NAME.value
-    config = shared.config_from_flags()
+    config, results = shared.config_from_flags(), pathlib.Path(_RESULTS.value)
+    make_folder(results)
     # Not at the top: loader processes import this module, and need no JAX.
     from experiments import protocols, training_run
 
@@ -69,7 +70,7 @@ def reproduce(stop: StopRequest) -> None:
     )
     is_prescribed = measured["subset"] == protocols.PROTOCOLS[protocol].subset
     kind = "accuracy" if is_prescribed else "validation"
-    path = pathlib.Path(_RESULTS.value) / f"{kind}_{protocol}_{name}.json"
+    path = results / f"{kind}_{protocol}_{name}.json"
     write_json(path, {"name": name} | measured)
     print(f"written: {path}")
 

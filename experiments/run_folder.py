@@ -83,6 +83,18 @@ def check_resumable(workdir: pathlib.Path, old: Config | None, new: Config) -> N
         )
 
 
+def tell_schedule(old: Config | None, new: Config) -> None:
+    """Prints what another number of epochs does to learning rates that depend on it."""
+    if old is None or new.train.decay != "cosine":
+        return
+    before, after = old.train.num_epochs, new.train.num_epochs
+    if before != after:
+        print(
+            f"the learning rate, which was to fall to 0 by epoch {before}, goes on as "
+            f"that of {after} epochs"
+        )
+
+
 def write_config(workdir: pathlib.Path, config: Config) -> None:
     """Writes the settings where people look for them; checkpoints hold them too."""
     write_json(workdir / "config.json", config.to_dict())

@@ -24,6 +24,7 @@ from experiments.run_folder import (
     alone_in,
     check_resumable,
     record_start,
+    tell_schedule,
     write_config,
 )
 from nucseg_jax import checkpoints as ckpt
@@ -102,7 +103,9 @@ def run(config: Config, workdir: pathlib.Path, stop: StopRequest) -> None:
         print(f"validation: the central {data.size}×{data.size} pixels of each image")
     with alone_in(workdir) if devices.is_writer else contextlib.nullcontext():
         with contextlib.closing(ckpt.Checkpoints(workdir)) as saved:
-            check_resumable(workdir, saved.saved_config(), config)
+            before = saved.saved_config()
+            check_resumable(workdir, before, config)
+            tell_schedule(before, config)
             prints = {name: take_fingerprint(name, p) for name, p in subsets.items()}
             if devices.is_writer:
                 write_config(workdir, config)
@@ -179,10 +182,7 @@ def inherit(
     """
     if not config.train.init:
         return config
-    old = None
-    if workdir:
-        with contextlib.closing(ckpt.Checkpoints(workdir)) as saved:
-            old = saved.saved_config()
+    old = ckpt.read_saved_config(workdir) if workdir else None
     if old is None:
         old = ckpt.read_config(pretrained.resolve(config.train.init))
     own = {*DATA_SETTINGS, "balance_by", "pixel_size"}
@@ -414,7 +414,6 @@ def _make_end_epoch(
     ) -> None:
         if record:
             record.append(row)
-            draw_curves(record.rows, run.workdir / "curves.png")
         run.saved.save(
             int(now.step),
             now,
@@ -422,6 +421,8 @@ def _make_end_epoch(
             position=_position(run, loop.Progress(int(row["epoch"]))),
             metrics=validation.metrics,
         )
+        if record:
+            draw_curves(record.rows, run.workdir / "curves.png")
         values = (f"{name} {value:.4f}" for name, value in validation.metrics.items())
         print(f"  validation: {', '.join(values)}")
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import logging
 import math
@@ -36,6 +37,8 @@ _INTERRUPTED = "interrupted"
 # The better mode is what predicts. Older checkpoints know the averaged heads alone.
 _BEST_METRICS = ("best_iou", "iou")
 _DECODING = "decoding.json"
+# Of a checkpoint that may be whole.
+_NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ESTALE}
 _CURE = "restore it from a copy, or delete this folder to use an older checkpoint"
 
 
@@ -197,6 +200,23 @@ def read_config(directory: str | pathlib.Path, mode: Mode | None = None) -> Conf
     return _with_decoding(config, directory, mode)
 
 
+def read_saved_config(directory: str | pathlib.Path) -> Config | None:
+    """Returns the config stored with what a run has saved; None if it has nothing.
+
+    Nothing is opened for writing: a training may be under way there.
+
+    Raises:
+      CheckpointError: If it is damaged.
+    """
+    for name in (_FOLDER, _INTERRUPTED):
+        if (pathlib.Path(directory) / name).is_dir():
+            with _quiet_orbax(), _open_for_reading(directory, name) as manager:
+                step = manager.latest_step()
+                if step is not None:
+                    return _restore_config(manager, step)
+    return None
+
+
 def read_fingerprints(directory: str | pathlib.Path) -> dict[str, str]:
     """Returns the checksum of each subset that a run was trained with; {} if unknown.
 
@@ -334,7 +354,7 @@ def _read_decodings(directory: pathlib.Path) -> list[DecodingConfig]:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
         return [Config.from_dict({"decoding": item}).decoding for item in settings]
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: is damaged ({error}); delete it") from error
 
 
@@ -368,10 +388,16 @@ def _naming(path: pathlib.Path) -> Iterator[None]:
     except (CheckpointError, MemoryError):
         raise
     except Exception as error:  # Orbax, TensorStore and JSON raise what they like.
-        reason = str(error).strip().splitlines() or [type(error).__name__]
+        if isinstance(error, OSError) and error.errno in _NO_ACCESS:
+            raise CheckpointError(f"{path}: cannot be read ({error})") from error
         raise CheckpointError(
-            f"{path}: is damaged ({reason[0][:200]}); {_CURE}"
+            f"{path}: is damaged ({_first_line(error)}); {_CURE}"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]
 
 
 def _open_for_writing(
@@ -389,12 +415,12 @@ def _open_for_writing(
         return ocp.CheckpointManager(folder, options=manager_options)
 
 
-def _open_for_reading(directory: str | pathlib.Path) -> ocp.CheckpointManager:
-    folder = pathlib.Path(directory).absolute() / _FOLDER
+def _open_for_reading(
+    directory: str | pathlib.Path, name: str = _FOLDER
+) -> ocp.CheckpointManager:
+    folder = pathlib.Path(directory).absolute() / name
     if not folder.is_dir():
-        raise CheckpointError(
-            f"{directory}: holds no folder {_FOLDER}/ of a trained run"
-        )
+        raise CheckpointError(f"{directory}: holds no folder {name}/ of a trained run")
     options = ocp.CheckpointManagerOptions(best_fn=_best_metric, read_only=True)
     with _naming(folder):
         return ocp.CheckpointManager(folder, options=options)
@@ -446,10 +472,9 @@ def _save(
         manager.save(step, args=args, **kwargs)
         manager.wait_until_finished()
     except (ValueError, OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
         raise CheckpointError(
-            f"{_path(manager, step)}: cannot be written ({reason}); is the disk full? "
-            "Older checkpoints are whole: make room and start again"
+            f"{_path(manager, step)}: cannot be written ({_first_line(error)}); is the "
+            "disk full? Older checkpoints are whole: make room and start again"
         ) from error
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 Truth = Literal["auto", "labels", "masks"]
 Framing = Literal["resize", "crop"]
 Normalization = Literal["none", "stretch", "dark"]
+Augmentation = Literal["none", "flips", "original", "microscopy"]
 Dtype = Literal["float32", "bfloat16"]
 Supervision = Literal["average", "per_head"]
 Decay = Literal["constant", "cosine", "step"]
@@ -69,9 +70,7 @@ class DataConfig:
         "Contrast of each image: none = as it is; stretch = percentiles 1 and 99.8 "
         "become black and white; dark = that, and a bright background is inverted.",
     )
-    augmentation: str = _setting(
-        "original", "Recipe for training: none, flips, original or microscopy."
-    )
+    augmentation: Augmentation = _setting("original", "Recipe for training.")
     zoom: float = _setting(
         1.0,
         "With --framing=crop: crops are cut up to so many times larger or smaller in "
@@ -103,6 +102,7 @@ class DataConfig:
         _check_choice("truth", self.truth, Truth)
         _check_choice("framing", self.framing, Framing)
         _check_choice("normalization", self.normalization, Normalization)
+        _check_choice("augmentation", self.augmentation, Augmentation)
         _check(self.size >= 16, f"size is {self.size}; it must be at least 16 pixels")
         _check(self.zoom >= 1, f"zoom is {self.zoom}; it must be at least 1")
         _check(
@@ -216,6 +216,10 @@ class TrainConfig:
             value = getattr(self, name)
             _check(value >= 0, f"{name} is {value}; it must not be negative")
         _check(
+            all(epoch >= 0 for epoch in self.decay_epochs),
+            f"decay_epochs is {self.decay_epochs}; they must not be negative",
+        )
+        _check(
             0 <= self.ema_decay < 1,
             f"ema_decay is {self.ema_decay}; it must be in [0, 1)",
         )
@@ -289,6 +293,11 @@ class Config:
     train: TrainConfig = TrainConfig()
     inference: InferenceConfig = InferenceConfig()
     decoding: DecodingConfig = DecodingConfig()
+
+    @property
+    def fast_head(self) -> int:
+        """Column of fast mode's head: the one that was chosen, or else the last."""
+        return self.inference.fast_head or len(self.model.features) - 1
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the settings as nested dicts that JSON can hold."""

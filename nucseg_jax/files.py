@@ -57,6 +57,19 @@ def write_json(path: pathlib.Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n", **TEXT)
 
 
+def make_folder(folder: pathlib.Path) -> None:
+    """Makes a folder and tries to write in it, before hours of work shall end there.
+
+    Raises:
+      OSError: If it cannot be made or written; names it.
+    """
+    with naming(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        trial = temporary_path(folder / "trial")
+        trial.touch()
+        trial.unlink()
+
+
 def temporary_path(path: pathlib.Path) -> pathlib.Path:
     """Names a hidden neighbour of `path`, another one each time.
 
@@ -108,7 +121,8 @@ def remove_leftovers(folder: pathlib.Path, *, older_than: float = DAY) -> int:
         temporary = fnmatch.filter(folders + names, _TEMPORARY)
         folders[:] = set(folders) - set(temporary)
         for path in (pathlib.Path(parent, name) for name in temporary):
-            with contextlib.suppress(FileNotFoundError):
+            # Gone meanwhile, or another user's in a folder that is shared.
+            with contextlib.suppress(FileNotFoundError, PermissionError):
                 if _is_older(path, latest):
                     remove(path)
                     count += 1

@@ -319,3 +319,24 @@ def test_a_checkpoint_of_release_0_1_0_stays_readable(tmp_path):
     with contextlib.closing(ckpt.Checkpoints(tmp_path / "run")) as saved:
         state, position = saved.restore_latest(create_state(config, seed=9))
     assert int(state.step) == 3 and position == {"epoch": 3}
+
+
+def test_a_run_is_asked_for_its_settings_without_a_write(tmp_path):
+    """Another training may be writing there."""
+    assert ckpt.read_saved_config(tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
+    with contextlib.closing(ckpt.Checkpoints(tmp_path)) as saved:
+        saved.save_interrupted(1, create_state(), config=CONFIG, position={"epoch": 0})
+    unfinished = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    assert ckpt.read_saved_config(tmp_path) == CONFIG
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("text", ["null", "5", "[5]", '[{"min_area": "x"}]', "["])
+def test_a_damaged_decoding_is_named(tmp_path, text):
+    save(tmp_path, create_state(), step=1, iou=0.5)
+    (tmp_path / "decoding.json").write_text(text)
+    with pytest.raises(ckpt.CheckpointError, match=r"decoding\.json: is damaged"):
+        ckpt.read_config(tmp_path)

@@ -133,3 +133,12 @@ def test_a_folder_is_removed_while_others_clear_up_in_it(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "unlink", too_late)
     files.remove(folder)
     assert not folder.exists()
+
+
+def test_a_folder_is_tried_before_it_is_needed(tmp_path):
+    files.make_folder(tmp_path / "a" / "b")
+    files.make_folder(tmp_path / "a" / "b")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match=r"/file/c"):
+        files.make_folder(tmp_path / "file" / "c")

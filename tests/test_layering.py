@@ -27,13 +27,11 @@ ALLOWED = {
     "inference": [
         "checkpoints",
         "config",
-        "digests",
         "files",
         "network",
         "pretrained",
         "data.errors",
         "data.hue",
-        "data.images",
         "data.intensity",
         "data.planes",
         "data.preprocessing",

@@ -196,7 +196,7 @@ def machine(config: Config) -> dict:
 
 def format_table(rows: list[dict]) -> str:
     """Formats the rows for reading."""
-    width = max(28, *(len(row["part"]) + 2 for row in rows))
+    width = max([28, *(len(row["part"]) + 2 for row in rows)])
     lines = [
         f"{'part':<{width}}{'batch':>6}{'s/image':>10}{'GFLOP/s':>9}{'peer':>9}{'x':>7}"
     ]

@@ -32,11 +32,11 @@ _READING_AHEAD_SECONDS = 1.5
 
 def make_batch(batch_size: int, data: DataConfig) -> dict[str, jax.Array]:
     """Draws a batch as the train step takes it."""
-    shape = (batch_size, data.size, data.size, 3)
-    image = jax.random.uniform(jax.random.key(0), shape)
+    shape = (batch_size, data.size, data.size)
+    draw = jax.random.uniform(jax.random.key(0), (*shape, 3 + len(data.targets)))
     return {
-        "image": image,
-        "mask": (image[..., : len(data.targets)] > 0.8).astype(jnp.float32),
+        "image": draw[..., :3],
+        "mask": (draw[..., 3:] > 0.8).astype(jnp.float32),
         "valid": jnp.ones(batch_size, bool),
     }
 

@@ -24,7 +24,7 @@ def naming(path: pathlib.Path) -> Iterator[None]:
     """
     try:
         yield
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except Exception as error:
         cause = " ".join(str(error).split()) or type(error).__name__

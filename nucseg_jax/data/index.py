@@ -200,7 +200,10 @@ def _find_indexed(root: pathlib.Path, truth: str) -> list[Example]:
 
 def _read_index(path: pathlib.Path) -> list[dict[str, str]]:
     lines = csv.reader(io.StringIO(_read_text(path), newline=""))
-    header, *rows = [line for line in lines if line] or [[]]
+    try:
+        header, *rows = [line for line in lines if line] or [[]]
+    except csv.Error as error:
+        raise DatasetError(f"{path}: line {lines.line_num}: {error}") from error
     if not rows:
         raise DatasetError(f"{path}: lists no image")
     columns = [_column_name(name) for name in header]

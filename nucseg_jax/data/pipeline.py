@@ -37,6 +37,9 @@ _READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)
 _WORKER_READ_OPTIONS = grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
 
 
+_keeping = threading.Lock()
+
+
 class Batch(TypedDict):
     """Arrays of B examples, in few bytes: the device makes floats of them.
 
@@ -98,9 +101,10 @@ class PreparedExamples:
 
     def _keep(self, sample: Sample) -> None:
         size = sample.image_u8.nbytes + sample.label_image.nbytes
-        if size <= self._free_bytes:
-            self._cache[sample.index] = sample
-            self._free_bytes -= size
+        with _keeping:  # Two threads may have prepared the same example.
+            if size <= self._free_bytes and sample.index not in self._cache:
+                self._cache[sample.index] = sample
+                self._free_bytes -= size
 
 
 class _Epochs:

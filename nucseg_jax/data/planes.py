@@ -153,7 +153,7 @@ def plane_of_array(
 
     Raises:
       ImageError: If shape or dtype is another, or the channel does not exist.
-      ValueError: If the pixel size is not above zero.
+      ValueError: If the pixel size cannot be, see `check_pixel_size`.
     """
     check_dtype("the image", image.dtype)
     check_pixel_size(pixel_size)

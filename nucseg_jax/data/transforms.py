@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import cv2
 import numpy as np
 
-from nucseg_jax.config import ConfigError
+from nucseg_jax.config import Augmentation
 
 # Without this, importing albumentations asks a server for its newest version.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -69,7 +69,7 @@ TRANSFORMS: Mapping[str, Callable[[float], Transform]] = {
 }
 
 # CLAHE stands in no recipe: it is preparation, alike in training and prediction.
-RECIPES: Mapping[str, Recipe] = {
+RECIPES: Mapping[Augmentation, Recipe] = {
     "none": (),
     "flips": (("HorizontalFlip", 0.5), ("VerticalFlip", 0.5)),
     "original": (
@@ -92,7 +92,9 @@ RECIPES: Mapping[str, Recipe] = {
 }
 
 
-def create_augmentation(recipe: str, *, crop: int = 0, zoom: float = 1.0) -> A.Compose:
+def create_augmentation(
+    recipe: Augmentation, *, crop: int = 0, zoom: float = 1.0
+) -> A.Compose:
     """Creates the transform of a recipe, behind a random crop if one is wanted.
 
     It keeps a random state, so threads must not share it.
@@ -103,14 +105,7 @@ def create_augmentation(recipe: str, *, crop: int = 0, zoom: float = 1.0) -> A.C
         mirrored at their edges. No crop if 0.
       zoom: The crop's side is drawn between `crop / zoom` and `crop * zoom` and
         resized to `crop`.
-
-    Raises:
-      ConfigError: If there is no such recipe.
     """
-    if recipe not in RECIPES:
-        raise ConfigError(
-            f"augmentation is {recipe!r}; choose one of {', '.join(RECIPES)}"
-        )
     steps = _create_crop(crop, zoom) if crop else []
     return A.Compose(steps + [_create_step(name, p) for name, p in RECIPES[recipe]])
 

@@ -54,16 +54,17 @@ def check_numbered(examples: Sequence[Example]) -> None:
     """
     numbered = [example for example in examples if example.kind == "labels"]
     checked = numbered[:: max(len(numbered) // _MOST_CHECKED, 1)]
-    pieces = []
+    in_pieces = []
     for example in checked:
         label_image = read_truth(example)
         if len(np.unique(label_image[label_image > 0])) > 1:
             return
         num_regions, _ = cv2.connectedComponents((label_image > 0).astype(np.uint8))
-        pieces.append(num_regions - 1)  # One of them is the background.
-    if sum(count > 1 for count in pieces) > len(checked) / 2:
+        if num_regions > 2:  # One of them is the background.
+            in_pieces.append(example)
+    if len(in_pieces) > len(checked) / 2:
         raise DatasetError(
-            f"{checked[0].truth[0]}: holds one number and several pieces, as the other "
+            f"{in_pieces[0].truth[0]}: holds one number and several pieces, as other "
             "label images do: they are binary masks. Call their folder masks instead "
             "of labels, or give each nucleus a number of its own"
         )

@@ -151,7 +151,7 @@ def evaluate(
     threshold: float,
     score_size: int = 0,
 ) -> Evaluation:
-    """Predicts every example once and scores its pixels and its nuclei.
+    """Predicts every example and scores its pixels and its nuclei.
 
     Args:
       segmenter: The trained network.

@@ -63,8 +63,9 @@ def draw_curves(rows: Sequence[Mapping[str, float]], path: str | os.PathLike) ->
     for axes, (name, title) in zip(
         figure.subplots(2, 2).ravel(), _CURVES.items(), strict=True
     ):
-        train = [row[f"train_{name}"] for row in rows]
-        val = [row[f"val_{name}"] for row in rows]
+        # A run that went on with a newer version may lack a column in its first rows.
+        train = [row.get(f"train_{name}", np.nan) for row in rows]
+        val = [row.get(f"val_{name}", np.nan) for row in rows]
         axes.plot(
             epochs, train, color=_TRAIN_COLOUR, marker="o", ms=3, label="training"
         )

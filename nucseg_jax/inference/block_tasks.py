@@ -25,7 +25,7 @@ import numpy as np
 import zarr
 
 from nucseg_jax import pretrained
-from nucseg_jax.checkpoints import read_digest, restore_for_inference
+from nucseg_jax.checkpoints import read_digest
 from nucseg_jax.config import Dtype, Mode
 from nucseg_jax.data.hue import in_gray
 from nucseg_jax.data.intensity import intensity_range
@@ -48,7 +48,7 @@ from nucseg_jax.inference.segmenter import (
     Segmenter,
     choose_halo,
     choose_rim,
-    make_segmenter,
+    load_segmenter,
 )
 from nucseg_jax.inference.streams import PlaneInfo, Window
 
@@ -278,19 +278,8 @@ def _load(network: Network) -> tuple[Segmenter, str]:
 @functools.lru_cache(maxsize=1)
 def _load_once(network: Network) -> tuple[Segmenter, str]:
     """Loads a network, and says by a SHA-256 which it is."""
-    folder = pretrained.resolve(network.checkpoint)
-    model, variables, config = restore_for_inference(folder, network.mode)
-    segmenter = make_segmenter(
-        model,
-        variables,
-        config,
-        mode=network.mode,
-        threshold=network.threshold,
-        tta=network.tta,
-        tile=network.tile,
-        dtype=network.dtype,
-    )
-    return segmenter, read_digest(folder)
+    segmenter = load_segmenter(**dataclasses.asdict(network))
+    return segmenter, read_digest(pretrained.resolve(network.checkpoint))
 
 
 def _find_nuclei(work: Work, block: Block, plane: Plane, before: list[Block]) -> Window:

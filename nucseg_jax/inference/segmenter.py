@@ -146,7 +146,7 @@ class Segmenter:
 
         Raises:
           ImageError: If shape or dtype is another, or the scale cannot be.
-          ValueError: If the pixel size is not above zero.
+          ValueError: If the pixel size cannot be, see `planes.check_pixel_size`.
         """
         given = plane_of_array(
             np.asarray(image), channel=channel, pixel_size=pixel_size
@@ -379,7 +379,8 @@ def load_segmenter(
 
     Raises:
       CheckpointError: If there is no readable checkpoint.
-      ValueError: If there is no such dtype.
+      ValueError: If there is no such mode, dtype or number of views, or no tile can be
+        of that size.
     """
     return make_segmenter(
         *restore_for_inference(pretrained.resolve(checkpoint), mode),
@@ -409,10 +410,11 @@ def make_segmenter(
                 f"dtype is {dtype!r}; it may be {', '.join(get_args(Dtype))}"
             )
         model = model.clone(dtype=jnp.dtype(dtype))
-    head = config.inference.fast_head or None
     decoding = choose_decoding(config.decoding, mode, threshold)
     return Segmenter(
-        make_predict_fn(model, variables, decoding.mode, head=head, tta=tta),
+        make_predict_fn(
+            model, variables, decoding.mode, head=config.fast_head, tta=tta
+        ),
         config.data,
         decoding=decoding,
         depth=model.depth,

@@ -227,6 +227,7 @@ def test_missing_image_of_an_index_is_named(tmp_path):
         (("name", "a"), "wanted is a column named id"),
         (("id",), "lists no image"),
         (("",), "lists no image"),
+        (("id", '"' + "a" * 200_000), "line 2: field larger than field limit"),
     ),
 )
 def test_index_without_ids_is_named(tmp_path, lines, message):

@@ -1,8 +1,10 @@
 import collections
+import concurrent.futures
 import dataclasses
 import pickle
 import re
 import shutil
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from nucseg_jax.config import ConfigError, DataConfig
+from nucseg_jax.config import DataConfig
 from nucseg_jax.data import images, pipeline, preprocessing, transforms
 from nucseg_jax.data.index import Example
 
@@ -300,6 +302,23 @@ def test_no_cache_reads_every_time(write_examples, reads):
     np.testing.assert_array_equal(first.image_u8, second.image_u8)
 
 
+def test_what_two_threads_prepare_at_once_is_kept_once(write_examples, monkeypatch):
+    config = DataConfig(size=16, cache_mib=1)
+    prepared = pipeline.PreparedExamples(write_examples(1), config)
+    meeting, prepare = threading.Barrier(2), prepared._prepare
+
+    def prepare_together(index):
+        meeting.wait(timeout=30)
+        return prepare(index)
+
+    monkeypatch.setattr(prepared, "_prepare", prepare_together)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(prepared.__getitem__, [0, 0])
+    size = first.image_u8.nbytes + first.label_image.nbytes
+    assert prepared._free_bytes == (1 << 20) - size
+    assert prepared[0] is first or prepared[0] is second
+
+
 def test_cache_keeps_to_its_limit(monkeypatch):
     # Each sample takes 5 x 400 x 400 bytes, so that one fits into 1 MiB.
     shape, seen = (400, 400), []
@@ -436,12 +455,6 @@ def test_file_that_cannot_be_read_ends_the_iteration_by_name(write_examples):
     examples[1].image.write_bytes(b"no pixels")
     with pytest.raises(images.ImageError, match=re.escape(str(examples[1].image))):
         take(1, examples)
-
-
-def test_unknown_recipe_fails_before_any_batch(write_examples):
-    config = DataConfig(augmentation="strong")
-    with pytest.raises(ConfigError, match="strong"):
-        pipeline.make_train_batches(write_examples(1), config, batch_size=1, seed=0)
 
 
 def test_too_little_memory_for_files_is_noticed_beforehand(write_examples, monkeypatch):

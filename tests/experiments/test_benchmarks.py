@@ -5,9 +5,12 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+from experiments.benchmarks.measure import make_batch
 from experiments.benchmarks.peer import PeerError, run_peer
+from nucseg_jax.config import TARGET_NAMES, DataConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
 PEER = """
@@ -77,3 +80,10 @@ def test_what_was_measured_before_a_failure_is_kept(tmp_path):
     assert result.returncode and "too large" in result.stderr
     rows = json.loads(output.read_text())["rows"]
     assert [row["batch_size"] for row in rows] == [1]
+
+
+def test_a_batch_is_made_for_all_targets():
+    batch = make_batch(2, DataConfig(size=16, targets=TARGET_NAMES))
+    assert batch["image"].shape == (2, 16, 16, 3)
+    assert batch["mask"].shape == (2, 16, 16, len(TARGET_NAMES))
+    assert {*np.unique(batch["mask"])} == {0.0, 1.0}

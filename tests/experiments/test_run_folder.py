@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from experiments.run_folder import alone_in, check_resumable
+from experiments.run_folder import alone_in, check_resumable, tell_schedule
 from nucseg_jax.config import Config
 
 
@@ -39,3 +39,15 @@ def test_two_trainings_never_share_a_folder(tmp_path):
             pass
     with alone_in(tmp_path / "run"):
         pass
+
+
+def test_another_number_of_epochs_is_told_where_the_learning_rate_depends_on_it(capsys):
+    cosine = change(decay="cosine", num_epochs=9)
+    for old, new, told in (
+        (None, cosine, False),
+        (cosine, cosine, False),
+        (change(num_epochs=9), change(num_epochs=12), False),
+        (cosine, change(decay="cosine", num_epochs=12), True),
+    ):
+        tell_schedule(old, new)
+        assert ("by epoch 9, goes on as that of 12" in capsys.readouterr().out) == told

@@ -12,6 +12,7 @@ import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
 
+from nucseg_jax.data.preprocessing import contrast_table, histogram, map_values
 from nucseg_jax.inference import shapes
 from nucseg_jax.inference.outputs import pictures
 from nucseg_jax.inference.outputs.rows import RowBlocks
@@ -63,11 +64,8 @@ def stretch(picture: np.ndarray) -> np.ndarray:
     """Stretches uint8 [H, W, 3] as `pictures.stretch_contrast` does."""
     if not picture.size:
         return picture
-    levels = cv2.calcHist([picture.reshape(-1, 1)], [0], None, [256], [0, 256])
-    share = np.cumsum(levels.ravel(), dtype=np.float64) / picture.size
-    low, high = np.searchsorted(share, (0.01, 0.998))
-    scaled = (np.arange(256) - low) * (255 / max(high - low, 1))
-    return np.clip(scaled.round(), 0, 255).astype(np.uint8)[picture]
+    table = contrast_table(histogram(picture), "stretch")
+    return map_values(picture, table)
 
 
 def find_outlines(label_image: np.ndarray, *, width: int = 1) -> np.ndarray:

@@ -29,7 +29,7 @@ SUMMARY_COLUMNS = (
     "unit",
     "seconds",
 )
-_NEEDED = ("name", "stamp", "outputs")
+_NEEDED = ("name", "stamp", "outputs", "area_histogram")
 
 
 class SummaryError(ValueError):
