@@ -20,7 +20,7 @@ import numpy as np
 import skimage.draw
 import tifffile
 
-from nucseg_jax.config import DataConfig
+from nucseg_jax.config import TARGET_NAMES, DataConfig
 from nucseg_jax.inference import tiling
 from nucseg_jax.inference.jobs import Options, find_jobs
 from nucseg_jax.inference.predictor import make_predict_fn
@@ -34,10 +34,10 @@ DISCS = 100  # In each patch; some lie across its border.
 # Features, and what is predicted.
 NETWORKS = {
     "narrow": ((8, 16, 32), ("foreground",)),
-    "small": ((16, 32, 64, 128), ("foreground", "boundary", "distance", "contact")),
-    "base": ((32, 64, 128, 256), ("foreground", "boundary", "distance")),
-    "shallow": ((48, 96, 192), ("foreground", "boundary", "distance")),
-    "wide": ((32, 64, 128, 256, 512), ("foreground", "boundary", "distance")),
+    "small": ((16, 32, 64, 128), TARGET_NAMES),
+    "base": ((32, 64, 128, 256), TARGET_NAMES),
+    "shallow": ((48, 96, 192), TARGET_NAMES[:3]),
+    "wide": ((32, 64, 128, 256, 512), TARGET_NAMES[:3]),
 }
 
 
