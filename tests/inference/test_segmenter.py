@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 import skimage.draw
 
-from nucseg_jax.config import Config, DataConfig, DecodingConfig, InferenceConfig
+from nucseg_jax.config import (
+    Config,
+    DataConfig,
+    DecodingConfig,
+    InferenceConfig,
+    ModelConfig,
+)
 from nucseg_jax.data import preprocessing
 from nucseg_jax.data.errors import ImageError
 from nucseg_jax.data.intensity import intensity_range
@@ -230,6 +236,7 @@ def test_load_segmenter_uses_what_the_checkpoint_holds(
 ):
     config = Config(
         data=DataConfig(framing="resize", size=16, **PLAIN),
+        model=ModelConfig(features=model.features),
         inference=InferenceConfig(fast_head=fast_head),
         decoding=DecodingConfig(min_probability=0.8),
     )
