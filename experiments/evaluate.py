@@ -49,8 +49,6 @@ shared.define_settings("data", only=shared.DATA_SETTINGS)
 
 def main() -> None:
     """Restores, predicts, scores, writes."""
-    folder = results_folder()
-    make_folder(folder)
     mode = _MODE.value or None
     model, variables, config = restore_for_inference(
         pretrained.resolve(_CHECKPOINT.value), mode
@@ -58,6 +56,8 @@ def main() -> None:
     data, examples, val = load_scored_data(
         _CHECKPOINT.value, _SUBSET.value, config.data
     )
+    folder = results_folder()
+    make_folder(folder)
     segmenter = make_segmenter(model, variables, config, mode=mode, tta=int(_TTA.value))
     evaluation = evaluate(
         segmenter,

@@ -88,12 +88,12 @@ class Restored:
 
 def main() -> None:
     """Scores and times every head by itself, and all together."""
-    results = pathlib.Path(_RESULTS.value)
-    make_folder(results)
     restored = Restored(*restore_for_inference(pretrained.resolve(_CHECKPOINT.value)))
     data, examples, val = load_scored_data(
         _CHECKPOINT.value, _SUBSET.value, restored.config.data
     )
+    results = pathlib.Path(_RESULTS.value)
+    make_folder(results)
     heads = [*range(1, restored.model.depth), 0]
     times = time_heads(restored, heads)
     rows = [

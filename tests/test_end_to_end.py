@@ -225,6 +225,16 @@ def test_evaluation_needs_nothing_but_the_checkpoint(trained):
     assert (output / "predictions.png").stat().st_size > 10_000
 
 
+def test_an_evaluation_of_nothing_leaves_nothing(tmp_path):
+    for program, *named in (
+        ("evaluate", f"--output={tmp_path / 'out'}"),
+        ("heads", "--name=x", f"--results={tmp_path / 'out'}"),
+    ):
+        result = run(program, f"--checkpoint={tmp_path / 'missing'}", *named)
+        assert result.returncode == 1 and "missing" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_evaluation_of_another_subset_with_a_tuned_threshold(trained):
     folder, _, _ = trained
     run_folder = f"--checkpoint={folder / 'run'}"
