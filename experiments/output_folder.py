@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from nucseg_jax.files import TEXT, replacing, write_json
+from nucseg_jax.files import TEXT, write_json, writing_text
 from nucseg_jax.inference.jobs import Outcome
 from nucseg_jax.inference.outputs import FOLDERS, merge_tables
 from nucseg_jax.inference.outputs.page import write_report
@@ -83,10 +83,7 @@ def write_failures(
     if not failed and num_shards == 1:
         path.unlink(missing_ok=True)
         return
-    with (
-        replacing(path) as temporary,
-        open(temporary, "w", newline="", **TEXT) as file,
-    ):
+    with writing_text(path) as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["image", "error"])
         rows.writerows([str(o.job.relative), o.error] for o in failed)

@@ -33,11 +33,11 @@ from experiments.prediction import (
     tell_retired,
 )
 from nucseg_jax import pretrained
+from nucseg_jax.files import remove_leftovers
 from nucseg_jax.inference import outputs
 from nucseg_jax.inference.jobs import (
     Options,
     Outcome,
-    find_foreign,
     find_jobs,
     select_shard,
 )
@@ -91,14 +91,15 @@ def main() -> int:
     """Segments every file of the shard; returns 1 if any could not be finished."""
     outputs.check_save(_SAVE.value)
     options = read_options(_SAVE.value)
-    jobs = select_shard(find_jobs(_INPUT.value), _NUM_SHARDS.value, _SHARD_INDEX.value)
+    found = find_jobs(_INPUT.value)
+    jobs = select_shard(found.jobs, _NUM_SHARDS.value, _SHARD_INDEX.value)
     folder = pathlib.Path(_OUTPUT.value)
-    tell_foreign(find_foreign(_INPUT.value))
+    tell_foreign(found.foreign)
     print(start_device())
     network = read_network(choose_checkpoint(pretrained.choose))
     segmenter = load_segmenter(**network)
     output_folder.check_settings(folder, find_settings(network, options))
-    outputs.remove_leftovers(folder)
+    remove_leftovers(folder)
     outcomes = segment_all(jobs, segmenter, folder, options)
     failed = [outcome for outcome in outcomes if outcome.error]
     output_folder.write_failures(folder, failed, _NUM_SHARDS.value, _SHARD_INDEX.value)

@@ -34,8 +34,8 @@ from experiments.prediction import (
     tell_retired,
 )
 from nucseg_jax import pretrained
-from nucseg_jax.inference import outputs
-from nucseg_jax.inference.jobs import find_foreign, find_jobs
+from nucseg_jax.files import remove_leftovers
+from nucseg_jax.inference.jobs import find_jobs
 
 shared.checkpoint(required=False)
 _INPUT = shared.source("The image, where all workers can read it.")
@@ -83,7 +83,9 @@ def main() -> None:
             raise
         raise ValueError("Dask is not installed: pip install -e '.[dask]'") from error
     options = read_options(cluster.SAVE)
+    found = find_jobs(os.path.abspath(_INPUT.value))
     folder = pathlib.Path(_OUTPUT.value)
+    tell_foreign(found.foreign)
     # This process computes nothing: a GPU is the workers', and so is the choice by it.
     jax.config.update("jax_platforms", "cpu")
     with _connect() as client:
@@ -92,9 +94,8 @@ def main() -> None:
         settings = find_settings(named, options) | {"block": _BLOCK.value}
         output_folder.check_settings(folder, settings)
         network = block_tasks.Network(**named)
-        outputs.remove_leftovers(folder)
-        tell_foreign(find_foreign(_INPUT.value))
-        for job in find_jobs(os.path.abspath(_INPUT.value)):
+        remove_leftovers(folder)
+        for job in found.jobs:
             outcome = cluster.segment_image(
                 client,
                 job,

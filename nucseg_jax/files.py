@@ -12,7 +12,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from typing import Any, TypedDict
+from typing import Any, TextIO, TypedDict
 
 _TEMPORARY = ".nucseg-*.tmp"
 DAY = 24 * 60 * 60.0
@@ -47,14 +47,27 @@ def replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
             remove(temporary)
 
 
+@contextlib.contextmanager
+def writing_text(path: pathlib.Path) -> Iterator[TextIO]:
+    """Opens a text file to write, which appears whole; as `replacing` does.
+
+    Ends of lines are as they are written, on every system.
+
+    Raises:
+      OSError: If the file cannot be written; names it.
+    """
+    with replacing(path) as temporary, open(temporary, "w", newline="", **TEXT) as file:
+        yield file
+
+
 def write_json(path: pathlib.Path, value: Any) -> None:
     """Writes a value that JSON knows, for people to read; as `replacing` does.
 
     Raises:
       OSError: If the file cannot be written; names it.
     """
-    with replacing(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", **TEXT)
+    with writing_text(path) as file:
+        file.write(json.dumps(value, indent=2) + "\n")
 
 
 def make_folder(folder: pathlib.Path) -> None:

@@ -206,17 +206,17 @@ def check_pixel_size(pixel_size: float | None) -> None:
         )
 
 
-def can_open(path: pathlib.Path) -> bool:
+def can_open(path: pathlib.PurePath) -> bool:
     """Tells by its name whether a file, or a folder, is one to be opened."""
     return _is_called(path, (*SUFFIXES, *TIFF_SUFFIXES, ZARR_SUFFIX))
 
 
-def is_foreign(path: pathlib.Path) -> bool:
+def is_foreign(path: pathlib.PurePath) -> bool:
     """Tells by its name whether a file is an image of a kind that cannot be opened."""
     return _is_called(path, FOREIGN_SUFFIXES)
 
 
-def _is_called(path: pathlib.Path, suffixes: tuple[str, ...]) -> bool:
+def _is_called(path: pathlib.PurePath, suffixes: tuple[str, ...]) -> bool:
     return path.suffix.lower() in suffixes and not path.name.startswith(".")
 
 

@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 
 from nucseg_jax.evaluation.instance_metrics import THRESHOLDS
 from nucseg_jax.evaluation.matching import match_nuclei, overlap_table
+from nucseg_jax.files import replacing
 from nucseg_jax.inference import outputs
 
 _CURVES = {
@@ -308,5 +309,5 @@ def _printable(text: str) -> str:
 
 
 def _save(figure: Figure, path: str | os.PathLike, *, dpi: int = 120) -> None:
-    with outputs.replacing(pathlib.Path(path)) as temporary:
+    with replacing(pathlib.Path(path)) as temporary:
         figure.savefig(temporary, format="png", dpi=dpi)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from nucseg_jax.evaluation.evaluate import Evaluation, ImageScore
 from nucseg_jax.evaluation.report import INSTANCE_ROWS, PIXEL_ROWS
-from nucseg_jax.files import replacing
+from nucseg_jax.files import writing_text
 from nucseg_jax.inference.outputs import markup
 
 # More would make the page slow to open; metrics.json has all.
@@ -35,9 +35,8 @@ def write_page(
     Raises:
       OSError: If it cannot be written.
     """
-    with replacing(path) as temporary:
-        parts = _page(evaluation, title, settings, pictures)
-        temporary.write_text("".join(parts), encoding="utf-8")
+    with writing_text(path) as file:
+        file.writelines(_page(evaluation, title, settings, pictures))
 
 
 def _page(

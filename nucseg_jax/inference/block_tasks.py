@@ -19,7 +19,7 @@ import pathlib
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import zarr
@@ -30,7 +30,7 @@ from nucseg_jax.config import Dtype, Mode
 from nucseg_jax.data.hue import in_gray
 from nucseg_jax.data.intensity import intensity_range
 from nucseg_jax.data.planes import Plane
-from nucseg_jax.files import TEXT, replacing
+from nucseg_jax.files import replacing, writing_text
 from nucseg_jax.inference import contrast
 from nucseg_jax.inference.blocks import Block, Blocks, assemble, claim
 from nucseg_jax.inference.jobs import (
@@ -215,9 +215,9 @@ def segment_block(work: Work, block: Block, before: Mapping[Block, int]) -> int:
         with work.source.open() as plane:
             window = _find_nuclei(work, block, plane, list(before))
         table: dict[str, Any] = Nuclei(window, work.info).table
-        with _writing(work.path(block, ".npz"), "wb") as file:
+        with _writing_bytes(work.path(block, ".npz")) as file:
             np.savez_compressed(file, **table)
-        with _writing(work.path(block, ".npy"), "wb") as file:
+        with _writing_bytes(work.path(block, ".npy")) as file:
             np.save(file, window.labels)
     return len(load_table(work, block)["id"])
 
@@ -239,7 +239,7 @@ def write_block(work: Work, block: Block, firsts: Mapping[Block, int]) -> None:
     _write_part(_open_level(work, 0), core, labels)
     table = load_table(work, block)
     table["id"] = table["id"] + firsts[block]
-    with _writing(work.path(block, ".csv"), "w", newline="", **TEXT) as file:
+    with writing_text(work.path(block, ".csv")) as file:
         csv.writer(file, lineterminator="\n").writerows(format_rows(table))
 
 
@@ -325,7 +325,7 @@ def _write_part(
 
 
 @contextlib.contextmanager
-def _writing(path: pathlib.Path, mode: str, **options: Any) -> Iterator[Any]:
+def _writing_bytes(path: pathlib.Path) -> Iterator[BinaryIO]:
     """Opens a file that appears whole."""
-    with replacing(path) as temporary, open(temporary, mode, **options) as file:
+    with replacing(path) as temporary, open(temporary, "wb") as file:
         yield file

@@ -61,7 +61,7 @@ def segment_image(
 
     Args:
       client: Of the cluster.
-      job: The image, by an absolute path; see `run.find_jobs`.
+      job: The image, by an absolute path; see `jobs.find_jobs`.
       network: What finds the nuclei; a folder by an absolute path.
       output: Folder for the results, which all workers can write to.
       options: How to read it; what they say to save is `SAVE`.
@@ -224,8 +224,8 @@ def _start_scratch(work: Work) -> None:
     if plan.is_file() and plan.read_text(**files.TEXT) == text:
         return
     files.remove(work.scratch)
-    with files.replacing(plan) as temporary:
-        temporary.write_text(text, **files.TEXT)
+    with files.writing_text(plan) as file:
+        file.write(text)
 
 
 def _publish(
@@ -239,9 +239,8 @@ def _publish(
     files.remove(summary)
     _move(work.scratch / block_tasks.PYRAMID, paths["labels_zarr"])
     areas = _join_tables(work, paths["table"])
-    with files.replacing(summary) as temporary:
-        text = format_summary(work.info, areas, told, started=started)
-        temporary.write_text(text, **files.TEXT)
+    with files.writing_text(summary) as file:
+        file.write(format_summary(work.info, areas, told, started=started))
 
 
 def _move(folder: pathlib.Path, path: pathlib.Path) -> None:
@@ -254,10 +253,7 @@ def _move(folder: pathlib.Path, path: pathlib.Path) -> None:
 def _join_tables(work: Work, path: pathlib.Path) -> np.ndarray:
     """Writes the table of all blocks; returns the areas of all nuclei."""
     areas = [np.zeros(0)]
-    with (
-        files.replacing(path) as temporary,
-        open(temporary, "w", newline="", **files.TEXT) as table,
-    ):
+    with files.writing_text(path) as table:
         header = column_names(work.info)
         csv.writer(table, lineterminator="\n").writerow(header)
         for block in work.blocks.places:

@@ -9,8 +9,8 @@ import itertools
 import os
 import pathlib
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Self
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Self
 
 from nucseg_jax.data.errors import ImageError
 from nucseg_jax.data.planes import (
@@ -116,8 +116,21 @@ class Options:
             check_scale(self.scale)
 
 
-def find_jobs(source: str | os.PathLike) -> list[Job]:
-    """Lists the images of a file or folder, subfolders included, in name order.
+class Found(NamedTuple):
+    """What there is in a folder, in name order.
+
+    Attributes:
+      jobs: The images.
+      foreign: Images of kinds that cannot be opened, by their names and relative to the
+        folder.
+    """
+
+    jobs: list[Job]
+    foreign: list[pathlib.PurePath]
+
+
+def find_jobs(source: str | os.PathLike) -> Found:
+    """Finds the image of a file, or those of a folder, subfolders included.
 
     Links are followed; what earlier runs have made of images is left out. Results
     keep the image's name; where two would share one, as of a.jpg and a.tif, the ending
@@ -130,35 +143,20 @@ def find_jobs(source: str | os.PathLike) -> list[Job]:
     root = pathlib.Path(source)
     if root.is_file() or (root.is_dir() and _is_zarr(root.name)):
         relative = pathlib.PurePath(root.name)
-        return [Job(root, relative, relative.with_suffix(""), is_alone=True)]
+        return Found([Job(root, relative, relative.with_suffix(""), is_alone=True)], [])
     if not root.is_dir():
         raise ImageError(f"{root}: no such file or folder")
-    found = sorted(_walk(root, can_open))
-    if not found:
-        kinds = sorted({path.suffix.lower() for path in find_foreign(root)})
+    paths = sorted(_walk(root))
+    images = [path for path in paths if can_open(path)]
+    foreign = [path for path in paths if is_foreign(path)]
+    if not images:
+        kinds = sorted({path.suffix.lower() for path in foreign})
         others = f", but {', '.join(kinds)}: save them as TIFF" if kinds else ""
         raise ImageError(
             f"{root}: holds no image (PNG, JPEG, BMP, TIFF or OME-Zarr){others}"
         )
-    names = _name_results(found)
-    return [
-        Job(root / path, path, name) for path, name in zip(found, names, strict=True)
-    ]
-
-
-def find_foreign(source: str | os.PathLike) -> list[pathlib.PurePath]:
-    """Lists the files in a folder that are images of kinds that cannot be opened.
-
-    By their names, where `find_jobs` searches, and relative to the folder; none of a
-    single file.
-
-    Raises:
-      ImageError: If a folder may not be read.
-    """
-    root = pathlib.Path(source)
-    if not root.is_dir() or _is_zarr(root.name):
-        return []
-    return sorted(_walk(root, is_foreign))
+    named = zip(images, _name_results(images), strict=True)
+    return Found([Job(root / path, path, name) for path, name in named], foreign)
 
 
 def select_shard(jobs: Sequence[Job], num_shards: int, shard_index: int) -> list[Job]:
@@ -303,10 +301,8 @@ def _check_name_is_free(
             )
 
 
-def _walk(
-    root: pathlib.Path, is_wanted: Callable[[pathlib.Path], bool]
-) -> Iterator[pathlib.PurePath]:
-    """Yields files and OME-Zarr below a folder, relative to it, but no hidden ones."""
+def _walk(root: pathlib.Path) -> Iterator[pathlib.PurePath]:
+    """Yields files and OME-Zarr below a folder, relative to it."""
 
     def refuse(error: OSError) -> None:
         raise ImageError(f"{error.filename}: cannot be searched ({error.strerror})")
@@ -330,8 +326,7 @@ def _walk(
             and not _leads_inside(os.path.join(folder, name), top)
         ]
         for name in found + names:
-            if is_wanted(pathlib.Path(name)):
-                yield pathlib.PurePath(folder, name).relative_to(root)
+            yield pathlib.PurePath(folder, name).relative_to(root)
 
 
 def _leads_inside(path: str, top: str) -> bool:

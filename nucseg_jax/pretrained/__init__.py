@@ -13,7 +13,7 @@ import pathlib
 import jax
 
 from nucseg_jax.checkpoints import CheckpointError
-from nucseg_jax.files import replacing
+from nucseg_jax.files import writing_text
 
 NAMES = ("small", "base")
 
@@ -57,8 +57,8 @@ def write_sums(folder: str | os.PathLike) -> None:
     """Writes the checksums of all files below a folder into it."""
     root = pathlib.Path(folder)
     lines = [f"{_sum(root / name)}  {name}\n" for name in _list_files(root)]
-    with replacing(root / _SUMS) as temporary:
-        temporary.write_text("".join(lines), encoding="utf-8")
+    with writing_text(root / _SUMS) as file:
+        file.writelines(lines)
 
 
 def check_sums(folder: str | os.PathLike) -> None:

@@ -10,7 +10,7 @@ from itertools import chain
 
 import tensorboardX
 
-from nucseg_jax.files import replacing
+from nucseg_jax.files import writing_text
 
 Row = dict[str, float]
 
@@ -63,10 +63,7 @@ def _parse(row: Mapping[str, str]) -> Row:
 
 
 def _write(path: pathlib.Path, rows: list[Row]) -> None:
-    with (
-        replacing(path) as temporary,
-        open(temporary, "w", newline="", encoding="utf-8") as file,
-    ):
+    with writing_text(path) as file:
         writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(chain(*rows))))
         writer.writeheader()
         writer.writerows(rows)

@@ -136,7 +136,7 @@ def main(
     save = ("labels", "mask", "overlay", "table")
     options = Options(save=save, scale=scale, max_pixels=1 << 28)
     start = time.perf_counter()
-    (outcome,) = segment_files(find_jobs(path), segmenter, folder / "out", options)
+    (outcome,) = segment_files(find_jobs(path).jobs, segmenter, folder / "out", options)
     seconds = time.perf_counter() - start
     assert not outcome.error, outcome.error
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

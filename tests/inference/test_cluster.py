@@ -75,7 +75,7 @@ def folder(tmp_path_factory):
     save(root / "run", state, step=1, iou=0.5, config=config)
     segmenter = load_segmenter(root / "run")
     (outcome,) = segment_files(
-        find_jobs(root / "slide.zarr"), segmenter, root / "one", OPTIONS
+        find_jobs(root / "slide.zarr").jobs, segmenter, root / "one", OPTIONS
     )
     assert not outcome.error
     return root
@@ -103,7 +103,7 @@ def client(workers):
 
 
 def segment(client, folder, output, **changes):
-    (job,) = find_jobs(folder / "slide.zarr")
+    (job,) = find_jobs(folder / "slide.zarr").jobs
     network = Network(str(folder / "run"))
     changes = {"side": SIDE, **changes}
     return cluster.segment_image(client, job, network, output, OPTIONS, **changes)
@@ -250,7 +250,7 @@ def test_after_a_break_it_goes_on_with_the_blocks_of_the_same_plan(
 
 
 def test_an_error_of_a_worker_is_told_as_it_is(client, folder, tmp_path):
-    (job,) = find_jobs(folder / "slide.zarr")
+    (job,) = find_jobs(folder / "slide.zarr").jobs
     job = dataclasses.replace(job, image=folder / "missing.zarr")
     with pytest.raises(ImageError, match=r"missing\.zarr: no such file"):
         cluster.segment_image(
@@ -262,7 +262,7 @@ def test_one_hue_is_seen_in_gray_as_in_one_process(folder, tmp_path):
     gray = draw_nuclei()[:300, :300]
     blue = np.stack([0 * gray, 0 * gray, gray], axis=-1)
     tifffile.imwrite(tmp_path / "blue.tif", blue, photometric="rgb")
-    (job,) = find_jobs(tmp_path / "blue.tif")
+    (job,) = find_jobs(tmp_path / "blue.tif").jobs
     (plane,) = block_tasks.describe_planes(job, OPTIONS, Network(str(folder / "run")))
     assert plane.segmented == (2,) and plane.info.seen == ("blue",)
     source = block_tasks.Source(job, 0, OPTIONS, plane.segmented)
@@ -272,7 +272,7 @@ def test_one_hue_is_seen_in_gray_as_in_one_process(folder, tmp_path):
 
 
 def test_a_worker_with_another_network_is_refused(folder, tmp_path):
-    (job,) = find_jobs(folder / "slide.zarr")
+    (job,) = find_jobs(folder / "slide.zarr").jobs
     network = Network(str(folder / "run"))
     (plane,) = block_tasks.describe_planes(job, OPTIONS, network)
     work = block_tasks.Work(

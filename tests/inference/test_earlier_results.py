@@ -40,7 +40,7 @@ def run(folder, tmp_path):
     options = Options(save=("labels", "table"), max_pixels=MAX_PIXELS)
 
     def segment(path=folder):
-        jobs = find_jobs(path)
+        jobs = find_jobs(path).jobs
         outcomes = list(segment_files(jobs, segmenter, tmp_path / "out", options))
         segment.errors = [outcome.error for outcome in outcomes]
         return sum(outcome.num_retired for outcome in outcomes)

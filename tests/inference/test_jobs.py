@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from nucseg_jax.data.images import MAX_PIXELS, ImageError
-from nucseg_jax.inference.jobs import Options, find_foreign, find_jobs, select_shard
+from nucseg_jax.inference.jobs import Options, find_jobs, select_shard
 
 
 def touch(root, *names):
@@ -21,14 +21,14 @@ def named(root):
     """Relative path of each image -> name of its results."""
     return {
         job.image.relative_to(root).as_posix(): job.name.as_posix()
-        for job in find_jobs(root)
+        for job in find_jobs(root).jobs
     }
 
 
 def test_images_are_found_in_name_order(tmp_path):
     touch(tmp_path, "c.png", "a.tif", "b.JPG", "notes.txt", "d.csv")
     assert named(tmp_path) == {"a.tif": "a", "b.JPG": "b", "c.png": "c"}
-    assert [job.image.name for job in find_jobs(tmp_path)] == [
+    assert [job.image.name for job in find_jobs(tmp_path).jobs] == [
         "a.tif",
         "b.JPG",
         "c.png",
@@ -69,7 +69,7 @@ def test_no_two_results_share_a_name(tmp_path):
 
 def test_a_file_may_be_named_itself(tmp_path):
     touch(tmp_path, "a.b.tif")
-    (job,) = find_jobs(str(tmp_path / "a.b.tif"))
+    (job,) = find_jobs(str(tmp_path / "a.b.tif")).jobs
     assert (job.image, job.name) == (tmp_path / "a.b.tif", pathlib.Path("a.b"))
 
 
@@ -160,10 +160,11 @@ def test_images_of_kinds_that_are_not_read_are_told(tmp_path):
     with pytest.raises(ImageError, match=r"Zarr\), but \.czi, \.nd2: save them as"):
         find_jobs(tmp_path)
     touch(tmp_path, "slide.svs", "labels/d.czi", "settings.json", "tables/e.json")
-    assert [str(job.relative) for job in find_jobs(tmp_path)] == ["slide.svs"]
+    jobs, foreign = find_jobs(tmp_path)
+    assert [str(job.relative) for job in jobs] == ["slide.svs"]
     # What lies among the results of a run is not looked at.
-    assert list(map(str, find_foreign(tmp_path))) == ["a.ND2", "b/x.czi"]
-    assert find_foreign(tmp_path / "slide.svs") == []
+    assert list(map(str, foreign)) == ["a.ND2", "b/x.czi"]
+    assert find_jobs(tmp_path / "slide.svs").foreign == []
 
 
 @pytest.mark.parametrize(
@@ -183,7 +184,7 @@ def test_numbers_by_which_nothing_could_be_measured_are_refused(change):
 
 def test_shards_share_the_work_without_loss_or_doubling(tmp_path):
     touch(tmp_path, *(f"{k}.png" for k in range(5)))
-    jobs = find_jobs(tmp_path)
+    jobs = find_jobs(tmp_path).jobs
     for number in range(1, 7):
         parts = [select_shard(jobs, number, k) for k in range(number)]
         together = [job for part in parts for job in part]

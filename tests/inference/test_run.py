@@ -73,7 +73,9 @@ def folder(tmp_path):
 
 
 def run(folder, segmenter, output, **changes):
-    return list(segment_files(find_jobs(folder), segmenter, output, options(**changes)))
+    return list(
+        segment_files(find_jobs(folder).jobs, segmenter, output, options(**changes))
+    )
 
 
 def test_every_good_file_is_done_and_every_bad_one_told(folder, segmenter, tmp_path):
@@ -263,7 +265,9 @@ def test_few_files_are_open_ahead_of_the_results_taken(segmenter, network, tmp_p
     root.mkdir()
     for k in range(30):
         PIL.Image.fromarray(disc_image(16, seed=k)[0]).save(root / f"{k:02}.png")
-    outcomes = segment_files(find_jobs(root), segmenter, tmp_path / "out", options())
+    outcomes = segment_files(
+        find_jobs(root).jobs, segmenter, tmp_path / "out", options()
+    )
     next(outcomes)
     outcomes.close()
     assert network.calls < 10
@@ -302,7 +306,7 @@ def test_a_run_that_is_left_does_not_finish_the_image_in_work(network, tmp_path)
 
     threading.Thread(target=interrupt).start()
     outcomes = segment_files(
-        find_jobs(path), segmenter, tmp_path / "out", options(), watch=watch
+        find_jobs(path).jobs, segmenter, tmp_path / "out", options(), watch=watch
     )
     with pytest.raises(KeyboardInterrupt):
         list(outcomes)
@@ -326,7 +330,7 @@ class Watcher:
 
 
 def watch(path, segmenter, output):
-    watcher, jobs = Watcher(), find_jobs(path)
+    watcher, jobs = Watcher(), find_jobs(path).jobs
     outcomes = segment_files(jobs, segmenter, output, options(), watch=watcher)
     return [outcome.error for outcome in outcomes], watcher.told
 

@@ -5,7 +5,6 @@ that no output needs the whole of a huge image in memory. The report is in `page
 which draws with matplotlib and so takes longer to import than the rest.
 """
 
-from nucseg_jax.files import remove_leftovers, replacing
 from nucseg_jax.inference.outputs.pictures import (
     OUTLINE_COLOUR,
     mask_picture,
@@ -18,18 +17,14 @@ from nucseg_jax.inference.outputs.products import (
     FOLDERS,
     PRODUCTS,
     SUFFIXES,
-    Product,
     check_save,
     create_writers,
 )
 from nucseg_jax.inference.outputs.summaries import (
-    SummaryError,
     holds_results,
     is_finished,
     merge_tables,
-    read_summaries,
 )
-from nucseg_jax.inference.outputs.writer import Writer, WriterGroup
 
 __all__ = [
     "BLOCKS",
@@ -37,10 +32,6 @@ __all__ = [
     "OUTLINE_COLOUR",
     "PRODUCTS",
     "SUFFIXES",
-    "Product",
-    "SummaryError",
-    "Writer",
-    "WriterGroup",
     "check_save",
     "create_writers",
     "holds_results",
@@ -48,9 +39,6 @@ __all__ = [
     "mask_picture",
     "merge_tables",
     "probability_picture",
-    "read_summaries",
-    "remove_leftovers",
-    "replacing",
     "stretch_contrast",
     "write_png",
 ]

@@ -14,7 +14,7 @@ import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from nucseg_jax.files import replacing
+from nucseg_jax.files import writing_text
 from nucseg_jax.inference.measurements import MICROMETRES, PIXELS
 from nucseg_jax.inference.outputs import charts, markup
 from nucseg_jax.inference.outputs.summaries import read_summaries
@@ -71,7 +71,7 @@ def write_report(
       OSError: If the page cannot be written.
     """
     path = folder / "report.html"
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+    with writing_text(path) as file:
         file.writelines(_page(folder, title, settings, failures))
     return path
 

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from nucseg_jax.files import TEXT, replacing
+from nucseg_jax.files import TEXT, writing_text
 
 TABLES = "tables"
 SUFFIX = ".json"
@@ -206,5 +206,5 @@ def _csv_reader(path: pathlib.Path) -> Iterator[Iterator[list[str]]]:
 @contextlib.contextmanager
 def _csv_writer(path: pathlib.Path) -> Iterator[Any]:
     """Gives a writer of rows, whose file appears whole."""
-    with replacing(path) as temporary, open(temporary, "w", newline="", **TEXT) as file:
+    with writing_text(path) as file:
         yield csv.writer(file, lineterminator="\n")

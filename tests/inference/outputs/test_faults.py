@@ -13,6 +13,7 @@ import time
 
 import pytest
 
+from nucseg_jax.files import remove_leftovers
 from nucseg_jax.inference import outputs
 from nucseg_jax.inference.outputs import PRODUCTS, rasters, tiff
 
@@ -157,9 +158,9 @@ def test_a_killed_process_leaves_no_file_with_a_name(tmp_path, plane):
     # The next run is not in its way, and cleans up.
     save(tmp_path, plane, NAMES)
     assert outputs.is_finished(tmp_path, NAME, NAMES)
-    assert outputs.remove_leftovers(tmp_path) == 0
-    assert outputs.remove_leftovers(tmp_path, older_than=time.time() - 1e9) == 0
-    assert outputs.remove_leftovers(tmp_path, older_than=-60) >= len(NAMES) - 2
+    assert remove_leftovers(tmp_path) == 0
+    assert remove_leftovers(tmp_path, older_than=time.time() - 1e9) == 0
+    assert remove_leftovers(tmp_path, older_than=-60) >= len(NAMES) - 2
     names = [
         name for _, folders, names in os.walk(tmp_path) for name in names + folders
     ]
