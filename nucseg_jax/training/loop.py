@@ -162,7 +162,7 @@ def train_epoch(
             raise NotFiniteError(index, in_a_row)
 
     for _ in range(trained.num_steps, num_steps):
-        if stop.requested:
+        if stop.ask():
             break
         try:
             batch = next(batches)

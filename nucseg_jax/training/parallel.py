@@ -139,9 +139,8 @@ class AgreedStop(StopRequest):
         self._devices = devices
         self._open: collections.deque[jax.Array] = collections.deque()
 
-    @property
-    def requested(self) -> bool:
-        """Whether a signal came to any process before the last two questions."""
+    def ask(self) -> bool:
+        """Tells whether a signal came to any process before the last two questions."""
         if not self._signum:
             self._open.append(self._devices.start_max(self._own.signum))
             if len(self._open) > _OPEN_QUESTIONS:

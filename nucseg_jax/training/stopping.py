@@ -58,14 +58,13 @@ class StopRequest:
         """The signal that came; 0 = none."""
         return self._signum
 
-    @property
-    def requested(self) -> bool:
-        """Whether a signal came."""
+    def ask(self) -> bool:
+        """Tells whether a signal came."""
         return bool(self._signum)
 
     def check(self) -> None:
         """Raises `Stopped` if a signal came."""
-        if self.requested:
+        if self.ask():
             raise Stopped(self._signum)
 
     def watch(self, items: Iterable[_T]) -> Iterator[_T]:

@@ -45,7 +45,7 @@ class Others(Devices):
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_another_process_is_answered_two_questions_later(signum):
     stop = AgreedStop(StopRequest(), Others(signum, num_questions=5))
-    assert [stop.requested for _ in range(9)] == [False] * 7 + [True] * 2
+    assert [stop.ask() for _ in range(9)] == [False] * 7 + [True] * 2
     with pytest.raises(Stopped) as stopped:
         stop.check()
     assert stopped.value.exit_code == 128 + signum
@@ -53,4 +53,4 @@ def test_a_signal_to_another_process_is_answered_two_questions_later(signum):
 
 def test_without_a_signal_nothing_stops():
     stop = AgreedStop(StopRequest(), Devices())
-    assert not any(stop.requested for _ in range(10))
+    assert not any(stop.ask() for _ in range(10))
