@@ -88,7 +88,7 @@ class Plane:
         region = _region(rows, self.shape[0]), _region(columns, self.shape[1])
         if any(part.stop <= part.start for part in region):
             raise ImageError(f"{self.name}: has no pixels at {rows}, {columns}")
-        with naming(self.path):
+        with naming(self.path.with_name(self.name)):
             return np.ascontiguousarray(self._read(*region))
 
 

@@ -61,18 +61,21 @@ class EarlierResults:
         renamed = [r for r in self._by_stamp.get(stamp, []) if _is_gone(r, job)]
         return _remove({r for r in [*own, *renamed] if r.name not in names})
 
-    def retire_changed(self, job: Job, stamp: str) -> int:
+    def retire_changed(
+        self, job: Job, stamp: str, new: Collection[pathlib.PurePath]
+    ) -> int:
         """Takes results of a file that cannot be read any more out of the tables.
 
         Args:
           job: The file.
           stamp: Of the file as it is; what was found in it when it was the same stays.
+          new: Names of results that were replaced since the run began.
 
         Returns:
           How many there were.
         """
         own = self._by_source.get(job.image.absolute(), [])
-        return _remove({r for r in own if r.stamp != stamp})
+        return _remove({r for r in own if r.stamp != stamp and r.name not in new})
 
 
 def _is_gone(result: _Result, job: Job) -> bool:

@@ -62,7 +62,7 @@ class Outcome:
       num_skipped: Planes that were finished before.
       num_elsewhere: Planes that are left to another file, in which they begin.
       num_retired: Earlier results, under names or of contents that the file had then.
-      error: Why it could not be finished; "" if it was.
+      error: Why it could not be finished, all of it; "" if it was.
     """
 
     job: Job
@@ -214,9 +214,9 @@ def take_stamp(image: pathlib.Path, planes: Iterable[Plane]) -> str:
     Raises:
       ImageError: If it cannot be looked at.
     """
-    # Planes of one series share them.
+    # Planes of one series share them, with links resolved.
     shared = {id(plane.files): plane.files for plane in planes}
-    parts = {image, *itertools.chain(*shared.values())}
+    parts = {image.resolve(), *itertools.chain(*shared.values())}
     try:
         inside = (
             os.path.join(folder, name)
@@ -225,7 +225,8 @@ def take_stamp(image: pathlib.Path, planes: Iterable[Plane]) -> str:
         )
         states = [os.stat(path) for path in inside] or [p.stat() for p in parts]
         checksum = 0
-        for part in sorted(part for part in parts if part.is_file()):
+        files = [part for part in parts if part.is_file()]
+        for part in sorted(files, key=lambda part: part.name):
             checksum = _add_checksum(part, checksum)
     except OSError as error:
         raise ImageError(f"{image}: {error.strerror}") from error

@@ -11,7 +11,7 @@ import os
 import pathlib
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 
 from nucseg_jax.data.errors import ImageError
 from nucseg_jax.data.hue import in_gray
@@ -123,6 +123,7 @@ class _Run:
     def segment_file(self, job: Job) -> Outcome:
         """Segments all planes of a file that are not finished."""
         outcome, stamp = Outcome(job), ""
+        done, errors = set[pathlib.PurePath](), []
         try:
             with open_job(job, self._options) as planes:
                 own = [plane for plane in planes if is_own(job, plane)]
@@ -134,27 +135,43 @@ class _Run:
                     num_retired=self._earlier.retire(job, stamp, names),
                 )
                 for plane in own:
-                    outcome = self._count_plane(outcome, plane, stamp)
+                    name = job.result_name(plane.suffix)
+                    # One damaged page leaves the others of a stack as they are.
+                    try:
+                        outcome = self._count_plane(outcome, plane, name, stamp)
+                        done.add(name)
+                    except ImageError as error:
+                        errors.append(str(error))
         except ImageError as error:
-            return self._fail(outcome, stamp, str(error))
+            errors.append(str(error))
         except OSError as error:
             if error.errno != errno.ENAMETOOLONG:
                 raise
             reason = "its results' names would be too long; give it a shorter name"
-            return self._fail(outcome, stamp, f"{job.image}: {reason}")
-        return outcome
+            errors.append(f"{job.image}: {reason}")
+        return self._fail(outcome, stamp, errors, done) if errors else outcome
 
-    def _fail(self, outcome: Outcome, stamp: str, error: str) -> Outcome:
+    def _fail(
+        self,
+        outcome: Outcome,
+        stamp: str,
+        errors: Sequence[str],
+        done: Collection[pathlib.PurePath],
+    ) -> Outcome:
         retired = outcome.num_retired
         with contextlib.suppress(ImageError):
             # Of a file that could not be opened, its parts are not known.
             stamp = stamp or take_stamp(outcome.job.image, [])
-            retired += self._earlier.retire_changed(outcome.job, stamp)
-        return dataclasses.replace(outcome, error=error, num_retired=retired)
+            retired += self._earlier.retire_changed(outcome.job, stamp, done)
+        more = f"; and {len(errors) - 1} more of its images" if errors[1:] else ""
+        return dataclasses.replace(
+            outcome, error=f"{errors[0]}{more}", num_retired=retired
+        )
 
-    def _count_plane(self, outcome: Outcome, plane: Plane, stamp: str) -> Outcome:
+    def _count_plane(
+        self, outcome: Outcome, plane: Plane, name: pathlib.PurePath, stamp: str
+    ) -> Outcome:
         job = outcome.job
-        name = job.result_name(plane.suffix)
         if self._claims.setdefault(name, job) is not job:
             raise ImageError(
                 f"{job.image}: its results would have the name {name} of those of "

@@ -239,6 +239,54 @@ def test_the_frames_of_a_stack_are_images_of_their_own(segmenter, tmp_path):
     np.testing.assert_array_equal(labels > 0, frames[1] >= 128)
 
 
+def write_film(path, *, seed, num_damaged=0):
+    """Writes three frames, the second and what follows of which may be damaged."""
+    frames = np.stack([disc_image(32, seed=seed + k)[0] for k in range(3)])
+    tifffile.imwrite(
+        path,
+        frames,
+        compression="zlib",
+        photometric="minisblack",
+        metadata={"axes": "TYX"},
+    )
+    with tifffile.TiffFile(path) as tiff, path.open("r+b") as file:
+        for page in tiff.pages[1 : 1 + num_damaged]:
+            file.seek(page.dataoffsets[0])
+            file.write(b"\xff" * page.databytecounts[0])
+
+
+@pytest.mark.parametrize(("num_damaged", "more"), [(1, ""), (2, "; and 1 more of its")])
+def test_a_damaged_page_leaves_the_others_of_a_stack(
+    num_damaged, more, segmenter, tmp_path
+):
+    path, out = tmp_path / "film.tif", tmp_path / "out"
+    write_film(path, seed=0)
+    run(path, segmenter, out)
+    write_film(path, seed=9, num_damaged=num_damaged)
+    (outcome,) = run(path, segmenter, out)
+    assert f"{tmp_path}/film.tif t=1: cannot be read" in outcome.error
+    assert more in outcome.error and ("more" in outcome.error) == bool(more)
+    assert outcome.num_planes == 3 - num_damaged
+    # The old results of what is damaged now count no more; the new ones do.
+    assert outcome.num_retired == num_damaged
+    (again,) = run(path, segmenter, out)
+    assert again.error == outcome.error
+    assert again.num_skipped == 3 - num_damaged and again.num_planes == 0
+
+
+def test_an_ome_tiff_in_parts_is_the_same_by_any_path(segmenter, tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    gray = np.stack([disc_image(32, seed=k)[0] for k in range(2)])
+    write_ome_parts(tmp_path / "in", gray.astype(np.uint16))
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    first = run(tmp_path / "in", segmenter, tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    for source in ("in", "link"):
+        again = run(source, segmenter, tmp_path / "out")
+        assert sum(o.num_planes for o in again) == 0
+        assert sum(o.num_skipped for o in again) == sum(o.num_planes for o in first)
+
+
 def test_results_that_would_share_a_name_are_refused(segmenter, tmp_path):
     frames = np.stack([disc_image(32, seed=k)[0] for k in range(2)])
     (tmp_path / "in").mkdir()
