@@ -226,6 +226,42 @@ def test_tiff_with_a_palette(tmp_path):
     assert_image(path, colormap.T[GRAY] / 65535)
 
 
+def save_palette(path, indices, colours):
+    """Writes uint8 [H, W] with a palette uint8 [n, 3]."""
+    if path.suffix == ".tif":
+        table = np.zeros((3, 256), np.uint16)
+        table[:, : len(colours)] = colours.T.astype(np.uint16) * 257
+        return save(path, indices, photometric="palette", colormap=table)
+    picture = PIL.Image.frombytes("P", indices.shape[::-1], indices.tobytes())
+    picture.putpalette(colours.ravel().tolist())
+    picture.save(path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", (".png", ".bmp", ".tif"))
+@pytest.mark.parametrize("count", (2, 5, 256))
+def test_a_palette_of_truth_is_not_looked_up(tmp_path, suffix, count):
+    indices = (GRAY.astype(int) * 7 % count).astype(np.uint8)
+    colours = RNG.integers(1, 256, (count, 3), dtype=np.uint8)
+    colours[0] = 0
+    colours[-1] = 0  # A nucleus may be shown as background is.
+    path = save_palette(tmp_path / f"a{suffix}", indices, colours)
+    np.testing.assert_array_equal(images.read_label_image(path), indices)
+    np.testing.assert_array_equal(images.read_mask(path), indices > 0)
+    assert_image(path, colours[indices] / 255)
+
+
+@pytest.mark.parametrize("suffix", (".png", ".bmp", ".tif"))
+@pytest.mark.parametrize("read", (images.read_mask, images.read_label_image))
+def test_a_palette_that_shows_background_in_colour_is_refused(tmp_path, suffix, read):
+    """ImageJ saves masks so whose table is inverted: 255 is nucleus, and black."""
+    colours = np.repeat(255 - np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
+    path = save_palette(tmp_path / f"a{suffix}", np.uint8(BITS) * 255, colours)
+    message = r"shows the value 0, .* as the colour \(255, 255, 255\); save it in gray"
+    with pytest.raises(images.ImageError, match=message):
+        read(path)
+
+
 @pytest.mark.parametrize("compression", ("lzw", "zlib", "packbits", "zstd"))
 @pytest.mark.parametrize("layout", ({"tile": (16, 16)}, {"rowsperstrip": 5}))
 def test_tiff_compressions(tmp_path, compression, layout):

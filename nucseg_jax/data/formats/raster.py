@@ -23,7 +23,7 @@ import PIL.PngImagePlugin
 
 from nucseg_jax.data import errors
 from nucseg_jax.data.formats import regions
-from nucseg_jax.data.formats.stacks import COLOURS, Stack
+from nucseg_jax.data.formats.stacks import COLOURS, Stack, check_background
 
 JPEG = b"\xff\xd8\xff"
 # First bytes -> reader. Not PIL.Image.open, which has a limit of its own on the size.
@@ -64,7 +64,7 @@ def open_raster(path: pathlib.Path, *, max_pixels: int) -> Iterator[list[Stack]]
             )
         orientation = _orientation(image, file)
         with contextlib.closing(_Picture(image, file)) as picture:
-            yield [_stack_of(picture, orientation)]
+            yield [_stack_of(path, picture, orientation)]
 
 
 class _Picture:
@@ -88,6 +88,7 @@ class _Picture:
             self.is_colour = image.mode not in ("1", "L", "LA")
             self.dtype = np.dtype(bool if image.mode == "1" else np.uint8)
         self.samples = 3 if self.is_colour else 1
+        self.palette = image.getpalette() if image.mode == "P" else None
 
     def read(self, rows: slice, columns: slice) -> np.ndarray:
         """Reads a region as it is stored, [h, w, samples]."""
@@ -96,6 +97,13 @@ class _Picture:
                 return self._decode_deep()[rows, columns].copy()
             self._decode()
             return self._crop(rows, columns)
+
+    def read_indices(self, rows: slice, columns: slice) -> np.ndarray:
+        """Reads a region of a picture with a palette before that is looked up."""
+        with self._lock:
+            self._decode()
+            region = (columns.start, rows.start, columns.stop, rows.stop)
+            return np.array(self._image.crop(region))[..., None]
 
     def close(self) -> None:
         self._pixels = None
@@ -131,12 +139,18 @@ class _Picture:
         return region
 
 
-def _stack_of(picture: _Picture, orientation: int) -> Stack:
+def _stack_of(path: pathlib.Path, picture: _Picture, orientation: int) -> Stack:
     shape = regions.turned_shape(picture.height, picture.width, orientation)
 
     def read(index: tuple[int, ...], rows: slice, columns: slice) -> np.ndarray:
         return regions.read_turned(
             picture.read, rows, columns, shape=shape, orientation=orientation
+        )
+
+    def read_indices(index: tuple[int, ...], rows: slice, columns: slice) -> np.ndarray:
+        check_background(path, picture.palette[:3] if picture.palette else ())
+        return regions.read_turned(
+            picture.read_indices, rows, columns, shape=shape, orientation=orientation
         )
 
     return Stack(
@@ -149,6 +163,7 @@ def _stack_of(picture: _Picture, orientation: int) -> Stack:
         dtype=picture.dtype,
         pixel_size=None,  # Resolutions in these formats are those of printers.
         read=read,
+        read_stored=read_indices if picture.palette else None,
     )
 
 

@@ -12,7 +12,7 @@ import itertools
 import math
 import pathlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
@@ -43,7 +43,7 @@ class Stack:
       read: (index, rows, columns) -> [h, w, C]. Slices have a start and a stop within
         the picture.
       read_stored: The same of values that are numbers and not light, if it differs:
-        where zero means white, `read` turns them round.
+        where zero means white, `read` turns them round, and a palette it looks up.
       name: Tells the stacks of a file apart: "s=1"; empty if there is one.
       files: That hold the pixels, if they are several: an OME-TIFF may be written in
         parts, each of which tells of all.
@@ -91,6 +91,23 @@ def check_stack(path: pathlib.Path, stack: Stack) -> None:
             f"{stack.axes} {stack.lengths}; the file is damaged"
         )
     check_dtype(path, stack.dtype)
+
+
+def check_background(path: pathlib.Path, colour: Sequence[int]) -> None:
+    """Refuses truth with a palette whose value 0 is not shown as black.
+
+    Some programs number the colours as they come, others show masks on white: what
+    is background cannot be told.
+
+    Args:
+      path: The file.
+      colour: Of the value 0.
+    """
+    if any(colour):
+        raise ImageError(
+            f"{path}: its palette shows the value 0, the background of masks and label "
+            f"images, as the colour {tuple(map(int, colour))}; save it in gray instead"
+        )
 
 
 def name_channels_apart(stack: Stack) -> Stack:

@@ -13,7 +13,7 @@ import tifffile
 from tifffile import COMPRESSION, EXTRASAMPLE, PHOTOMETRIC
 
 from nucseg_jax.data.errors import ImageError
-from nucseg_jax.data.formats.stacks import COLOURS
+from nucseg_jax.data.formats.stacks import COLOURS, check_background
 
 # These write a palette only to say how gray values should be shown.
 _GRAY_WITH_PALETTE = ("imagej", "ome", "lsm")
@@ -41,7 +41,8 @@ class Samples:
       is_colour: Whether these are red, green and blue.
       dtype: Of the converted values.
       convert: Samples as decoded, [h, w, S], to the channels, [h, w, C].
-      convert_stored: The same where zero is not taken for white; None = no difference.
+      convert_stored: The same where zero is not taken for white, and no palette is
+        looked up; None = no difference.
     """
 
     channels: tuple[str, ...]
@@ -71,7 +72,14 @@ def describe(path: pathlib.Path, page: tifffile.TiffPage, *, kind: str) -> Sampl
     if photometric == PHOTOMETRIC.PALETTE and kind in _GRAY_WITH_PALETTE:
         photometric = PHOTOMETRIC.MINISBLACK
     if photometric == PHOTOMETRIC.PALETTE and count == 1:
-        return _colours(_palette(page), np.uint8)
+        table = _palette(page)
+        return Samples(
+            COLOURS,
+            True,
+            table.dtype,
+            lambda pixels: table[pixels[..., 0].astype(np.intp)],
+            convert_stored=functools.partial(_to_indices, path=path, table=table),
+        )
     if photometric == PHOTOMETRIC.SEPARATED and count >= 4:
         if page.tags.valueof(_INK_SET, _CMYK) == _CMYK:
             return _colours(_cmyk_to_rgb, page.dtype)
@@ -131,11 +139,18 @@ def _widen(pixels: np.ndarray, bits: int | tuple[int, ...]) -> np.ndarray:
     return (pixels.astype(np.uint16) * 255 // (2**bits - 1)).astype(np.uint8)
 
 
-def _palette(page: tifffile.TiffPage) -> Convert:
+def _palette(page: tifffile.TiffPage) -> np.ndarray:
+    """The colours of all values, uint8 [shades, 3]."""
     colours = np.asarray(page.colormap).T  # uint16 [shades, 3]
     shift = 8 if colours.max() > 255 else 0  # Some programs write 8-bit colours.
-    table = (colours >> shift).astype(np.uint8)
-    return lambda pixels: table[pixels[..., 0].astype(np.intp)]
+    return (colours >> shift).astype(np.uint8)
+
+
+def _to_indices(
+    pixels: np.ndarray, *, path: pathlib.Path, table: np.ndarray
+) -> np.ndarray:
+    check_background(path, table[0])
+    return pixels[..., :1]
 
 
 def _cmyk_to_rgb(pixels: np.ndarray) -> np.ndarray:
