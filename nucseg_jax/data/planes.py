@@ -21,6 +21,7 @@ from nucseg_jax.data.formats.detect import (
     SUFFIXES,
     TIFF_SUFFIXES,
     ZARR_SUFFIX,
+    is_zarr,
     open_stacks,
 )
 from nucseg_jax.data.formats.stacks import Stack

@@ -143,6 +143,13 @@ def test_a_folder_that_may_not_be_read_is_an_error(tmp_path, monkeypatch):
         find_jobs(tmp_path)
 
 
+@pytest.mark.parametrize("metadata", ["zarr.json", ".zgroup"])
+def test_a_field_of_an_ome_zarr_plate_may_be_named(tmp_path, metadata):
+    touch(tmp_path, f"plate.zarr/A/1/0/{metadata}")
+    (job,) = find_jobs(tmp_path / "plate.zarr/A/1/0").jobs
+    assert job.image == tmp_path / "plate.zarr/A/1/0" and job.is_alone
+
+
 @pytest.mark.parametrize("name", ["missing", "missing/a.png"])
 def test_a_missing_folder_is_an_error(tmp_path, name):
     with pytest.raises(ImageError, match="missing.*: no such file or folder"):

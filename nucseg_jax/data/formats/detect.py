@@ -53,7 +53,7 @@ def _open(
     path: pathlib.Path, axes: str | None, max_pixels: int
 ) -> contextlib.AbstractContextManager[list[Stack]]:
     if _is_folder(path):
-        if any((path / name).exists() for name in _ZARR_FILES):
+        if is_zarr(path):
             # Here, because it takes half a second and few need it.
             from nucseg_jax.data.formats import ome_zarr
 
@@ -72,6 +72,11 @@ def _open(
         f"{path}: is no PNG, JPEG, BMP or TIFF, whatever its name; its first bytes "
         f"are {start!r}"
     )
+
+
+def is_zarr(folder: pathlib.Path) -> bool:
+    """Tells by what it holds whether a folder is a Zarr, or an image within one."""
+    return any((folder / name).exists() for name in _ZARR_FILES)
 
 
 def is_jpeg(path: pathlib.Path) -> bool:
