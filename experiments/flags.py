@@ -48,6 +48,27 @@ SETTINGS = [
 ]
 
 
+class _PathParser(flags.ArgumentParser):
+    """Expands ~, which shells leave alone behind an equals sign."""
+
+    def parse(self, argument: Any) -> str:
+        return os.path.expanduser(argument)
+
+
+def define_path(
+    name: str, default: str | None, meaning: str, *, required: bool = False
+) -> flags.FlagHolder:
+    """Defines a flag for a file or folder."""
+    return flags.DEFINE(
+        _PathParser(),
+        name,
+        default,
+        meaning,
+        serializer=flags.ArgumentSerializer(),
+        required=required,
+    )
+
+
 def checkpoint(meaning: str = "", *, required: bool = True) -> flags.FlagHolder:
     """Asks for the flag --checkpoint: a run or one of the project's networks."""
     if not meaning:
@@ -56,7 +77,7 @@ def checkpoint(meaning: str = "", *, required: bool = True) -> flags.FlagHolder:
             "Folder of a trained run, or the name of a network that comes with the "
             f"project (small, base){default}."
         )
-    return _once(flags.DEFINE_string, "checkpoint", None, meaning, required=required)
+    return _once(define_path, "checkpoint", None, meaning, required=required)
 
 
 def subset() -> flags.FlagHolder:
@@ -75,12 +96,12 @@ def score_size() -> flags.FlagHolder:
 
 def source(meaning: str) -> flags.FlagHolder:
     """Asks for the flag --input, which must be given."""
-    return _once(flags.DEFINE_string, "input", None, meaning, required=True)
+    return _once(define_path, "input", None, meaning, required=True)
 
 
 def output(meaning: str, *, required: bool = True) -> flags.FlagHolder:
     """Asks for the flag --output."""
-    return _once(flags.DEFINE_string, "output", None, meaning, required=required)
+    return _once(define_path, "output", None, meaning, required=required)
 
 
 def mode() -> flags.FlagHolder:
@@ -276,19 +297,23 @@ def _define(field: dataclasses.Field, hint: Any) -> None:
 
 
 def _section(section: type) -> Any:
-    values = {field.name: _value(field.name) for field in dataclasses.fields(section)}
-    # The config outlives the working directory that a relative path is meant for.
-    if values.get("data_dir"):
-        values["data_dir"] = os.path.abspath(values["data_dir"])
-    if values.get("split"):
-        names = [name.strip() for name in values["split"].split(",")]
-        files = [os.path.abspath(name) for name in names if os.path.isfile(name)]
-        values["split"] = ",".join(files if len(files) == len(names) else names)
-    return section(**values)
+    return section(
+        **{field.name: _value(field.name) for field in dataclasses.fields(section)}
+    )
 
 
 def _value(name: str) -> Any:
-    value = flags.FLAGS[name].value
+    value: Any = flags.FLAGS[name].value
+    # The config outlives the working directory that a relative path is meant for.
+    if name == "data_dir":
+        return _absolute(value)
+    if name == "init":
+        folder = _absolute(value)
+        return folder if os.path.isdir(folder) else value
+    if name == "split":
+        names = [part.strip() for part in value.split(",")]
+        files = [_absolute(part) for part in names]
+        return ",".join(files if all(map(os.path.isfile, files)) else names)
     if not isinstance(value, list):
         return value
     for section in _SECTIONS.values():
@@ -296,6 +321,10 @@ def _value(name: str) -> Any:
         if hint is not None:
             return _parse_list(name, value, get_args(hint)[0])
     raise KeyError(name)
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path)) if path else ""
 
 
 def _parse_list(name: str, values: list[str], kind: type) -> tuple:

@@ -41,7 +41,7 @@ _CHECKPOINT = shared.checkpoint()
 _NAME = flags.DEFINE_string("name", None, "Of the results' files.", required=True)
 _SUBSET = shared.subset()
 _SCORE_SIZE = shared.score_size()
-_RESULTS = flags.DEFINE_string(
+_RESULTS = shared.define_path(
     "results", "experiments/results", "Folder for the results' files."
 )
 shared.define_settings("data", only=shared.DATA_SETTINGS)

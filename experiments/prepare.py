@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import tqdm
-from absl import flags
 from skimage.segmentation import relabel_sequential
 
 from experiments import flags as shared
@@ -35,7 +34,7 @@ from nucseg_jax.inference.outputs import write_png
 
 _INPUT = shared.source("Folder or zip file.")
 _OUTPUT = shared.output("Folder to create.")
-_CORRECTED = flags.DEFINE_string(
+_CORRECTED = shared.define_path(
     "corrected", "", "Folder or zip file of the same images, with a better annotation."
 )
 

@@ -36,8 +36,8 @@ _SUBSET = flags.DEFINE_enum(
     "subset", None, ["val", "test"], "Part to score. If not given: the protocol's."
 )
 _RUNS = flags.DEFINE_integer("runs", 3, "How many networks to train.", lower_bound=1)
-_WORKDIR = flags.DEFINE_string("workdir", "runs/reproduce", "Folder for the runs.")
-_RESULTS = flags.DEFINE_string(
+_WORKDIR = shared.define_path("workdir", "runs/reproduce", "Folder for the runs.")
+_RESULTS = shared.define_path(
     "results", "experiments/results", "Folder for the results' file."
 )
 _TTA = shared.tta()

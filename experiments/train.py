@@ -14,13 +14,11 @@ from __future__ import annotations
 
 import pathlib
 
-from absl import flags
-
 from experiments import distributed
 from experiments import flags as shared
 from nucseg_jax.training.stopping import StopRequest
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+_WORKDIR = shared.define_path("workdir", None, "Folder of the run.", required=True)
 shared.define_settings("data", "model", "train")
 distributed.define_flags()
 

@@ -212,6 +212,11 @@ def can_open(path: pathlib.PurePath) -> bool:
     return _is_called(path, (*SUFFIXES, *TIFF_SUFFIXES, ZARR_SUFFIX))
 
 
+def is_image_folder(path: pathlib.Path) -> bool:
+    """Tells whether a folder is one image: an OME-Zarr, or one of several in it."""
+    return path.is_dir() and (_is_called(path, (ZARR_SUFFIX,)) or is_zarr(path))
+
+
 def is_foreign(path: pathlib.PurePath) -> bool:
     """Tells by its name whether a file is an image of a kind that cannot be opened."""
     return _is_called(path, FOREIGN_SUFFIXES)

@@ -19,7 +19,7 @@ from nucseg_jax.data.planes import (
     can_open,
     check_pixel_size,
     is_foreign,
-    is_zarr,
+    is_image_folder,
     open_planes,
 )
 from nucseg_jax.inference import outputs
@@ -142,7 +142,7 @@ def find_jobs(source: str | os.PathLike) -> Found:
         may not be read.
     """
     root = pathlib.Path(source)
-    if root.is_file() or (root.is_dir() and (_is_zarr(root.name) or is_zarr(root))):
+    if root.is_file() or is_image_folder(root):
         relative = pathlib.PurePath(root.name)
         return Found([Job(root, relative, relative.with_suffix(""), is_alone=True)], [])
     if not root.is_dir():

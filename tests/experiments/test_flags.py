@@ -103,6 +103,33 @@ def test_relative_lists_of_ids_are_stored_as_absolute_ones(
     assert parse("--split=my split").data.split == "my split"
 
 
+def test_lists_of_ids_named_for_scoring_are_those_of_training(
+    parse, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).touch()
+    trained = parse("--data_dir=.", "--split=a.txt, b.txt").data
+    assert shared.choose_data(trained) == trained
+
+
+def test_the_run_to_begin_with_is_found_from_anywhere(parse, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    assert parse("--init=runs").train.init == str(tmp_path / "runs")
+    assert parse("--init=small").train.init == "small"
+    assert parse("--init=").train.init == ""
+
+
+def test_a_tilde_is_the_home_folder(parse, absl_flags, monkeypatch):
+    """A folder called ~ would be made otherwise."""
+    monkeypatch.setenv("HOME", "/home/ada")
+    shared.output("Folder.")
+    config = parse("--data_dir=~/images", "--output=~/results")
+    assert config.data.data_dir == "/home/ada/images"
+    assert absl_flags.output == "/home/ada/results"
+
+
 def test_a_relative_data_dir_is_stored_as_an_absolute_one(parse, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert parse("--data_dir=some/folder").data.data_dir == str(
