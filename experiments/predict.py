@@ -86,6 +86,8 @@ _SHARD_INDEX = flags.DEFINE_integer(
     "indices must be a range.",
 )
 
+_UNTRIED = "not tried: --on_error=stop ended the run at an error before"
+
 
 def main() -> int:
     """Segments every file of the shard; returns 1 if any could not be finished."""
@@ -133,7 +135,8 @@ def segment_all(
             bar.update()
             if outcome.error and _ON_ERROR.value == "stop":
                 break
-    return outcomes
+    untried = jobs[len(outcomes) :]
+    return outcomes + [Outcome(job, error=_UNTRIED) for job in untried]
 
 
 @contextlib.contextmanager
@@ -191,8 +194,11 @@ def tell(outcomes: list[Outcome], failed: list[Outcome], folder: pathlib.Path) -
             "file, with which their images are segmented"
         )
     tell_retired(retired)
-    for outcome in failed:
-        print(f"error: {outcome.error}", file=sys.stderr)
+    errors = [outcome.error for outcome in failed if outcome.error != _UNTRIED]
+    for error in errors:
+        print(f"error: {error}", file=sys.stderr)
+    if untried := len(failed) - len(errors):
+        print(f"{untried} more were {_UNTRIED}", file=sys.stderr)
     return 1 if failed else 0
 
 

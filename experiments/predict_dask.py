@@ -1,21 +1,23 @@
-"""Finds, counts and measures the nuclei in one large image, on a Dask cluster.
+"""Finds, counts and measures the nuclei in a large image, on a Dask cluster.
 
     python -m experiments.predict_dask --input=SLIDE.zarr --output=results \\
         [--scheduler=tcp://HOST:PORT]
 
 The image is an OME-Zarr, or any other that can be read by region. Blocks of it are the
 cluster's tasks. There is one label image, an OME-Zarr with ids unique over the image,
-and one table; results lie where those of `experiments.predict` would. Without a
-scheduler, processes on this machine do the work. Run again, it goes on where it
-stopped.
+and one table; results lie where those of `experiments.predict` would. The images of a
+folder are done one after the other. Without a scheduler, processes on this machine do
+the work. Run again, it goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pathlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -34,8 +36,9 @@ from experiments.prediction import (
     tell_retired,
 )
 from nucseg_jax import pretrained
+from nucseg_jax.data.errors import ImageError
 from nucseg_jax.files import remove_leftovers
-from nucseg_jax.inference.jobs import find_jobs
+from nucseg_jax.inference.jobs import Job, Outcome, find_jobs
 
 shared.checkpoint(required=False)
 _INPUT = shared.source("The image, where all workers can read it.")
@@ -71,8 +74,8 @@ _BLOCK = flags.DEFINE_integer(
 )
 
 
-def main() -> None:
-    """Segments the image and tells."""
+def main() -> int:
+    """Segments the image and tells; returns 1 if any could not be finished."""
     # Or Dask's log, also that of its processes, hides the bars.
     os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "warning")
     # Dask is an extra of the project.
@@ -95,21 +98,34 @@ def main() -> None:
         output_folder.check_settings(folder, settings)
         network = block_tasks.Network(**named)
         remove_leftovers(folder)
-        for job in found.jobs:
-            outcome = cluster.segment_image(
-                client,
-                job,
-                network,
-                folder,
-                options,
-                side=_BLOCK.value,
-                tell_progress=Bars().show,
-            )
-            done = " (finished before)" if outcome.num_skipped else ""
-            print(f"{job.relative}: {outcome.num_nuclei:,} new nuclei{done}")
-            tell_retired(outcome.num_retired)
+        segment = functools.partial(
+            cluster.segment_image,
+            client,
+            network=network,
+            output=folder,
+            options=options,
+            side=_BLOCK.value,
+            tell_progress=Bars().show,
+        )
+        outcomes = [segment_and_tell(segment, job) for job in found.jobs]
+    failed = [outcome for outcome in outcomes if outcome.error]
+    output_folder.write_failures(folder, failed, num_shards=1, shard_index=0)
     output_folder.merge(folder)
     print(f"-> {folder / 'nuclei.csv'}, summary.csv, report.html, labels_zarr")
+    return 1 if failed else 0
+
+
+def segment_and_tell(segment: Callable[[Job], Outcome], job: Job) -> Outcome:
+    """Segments one image; one that cannot be read leaves the others of a folder."""
+    try:
+        outcome = segment(job)
+    except ImageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return Outcome(job, error=str(error))
+    done = " (finished before)" if outcome.num_skipped else ""
+    print(f"{job.relative}: {outcome.num_nuclei:,} new nuclei{done}")
+    tell_retired(outcome.num_retired)
+    return outcome
 
 
 class Bars:

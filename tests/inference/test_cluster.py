@@ -306,6 +306,23 @@ def test_the_program_tells_errors_in_one_line(folder, workers, tmp_path):
 
 
 @pytest.mark.slow
+def test_an_image_that_cannot_be_read_leaves_the_others(folder, workers, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(b"no picture")
+    (tmp_path / "in" / "slide.zarr").symlink_to(folder / "slide.zarr")
+    run = run_program(
+        folder,
+        tmp_path / "out",
+        f"--input={tmp_path / 'in'}",
+        f"--scheduler={workers.scheduler_address}",
+    )
+    assert run.returncode == 1 and "new nuclei" in run.stdout
+    assert f"error: {tmp_path / 'in/a.png'}: " in run.stderr
+    assert (tmp_path / "out/failed.csv").read_text().count("a.png") == 2
+    assert len(read_table(tmp_path / "out")) > 1000
+
+
+@pytest.mark.slow
 def test_without_a_scheduler_processes_here_do_the_work(folder, result, tmp_path):
     run = run_program(folder, tmp_path, "--num_workers=2")
     assert run.returncode == 0, run.stderr
