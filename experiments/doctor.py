@@ -26,11 +26,17 @@ _PACKAGES = (
     "opencv-python",
     "opencv-python-headless",
     "numpy",
+    "absl-py",
     "pillow",
+    "scikit-image",
+    "scipy",
     "tifffile",
     "imagecodecs",
-    "scikit-image",
+    "zarr",
+    "roifile",
     "matplotlib",
+    "tqdm",
+    "tensorboardX",
 )
 _CV2_WHEELS = ("opencv-python", "opencv-python-headless")
 

@@ -15,7 +15,7 @@ import pathlib
 import tqdm
 
 from experiments import flags as shared
-from experiments.scored_data import load_scored_data
+from experiments.scored_data import describe_split, load_scored_data
 from nucseg_jax import pretrained
 from nucseg_jax.checkpoints import restore_for_inference
 from nucseg_jax.config import DataConfig
@@ -84,12 +84,12 @@ def choose_threshold(segmenter: Segmenter, val: list[Example]) -> float:
     )
 
 
-def protocol(data: DataConfig, mode: str, fast_head: int) -> dict[str, str | int]:
+def protocol(data: DataConfig, mode: str, fast_head: int) -> dict[str, str | float]:
     """Returns what the numbers were measured on, to stand beside them."""
     return {
         "checkpoint": _CHECKPOINT.value,
         "data_dir": data.data_dir,
-        "split": data.split,
+        **describe_split(data),
         "truth": data.truth,
         "subset": _SUBSET.value,
         "mode": mode,

@@ -24,7 +24,7 @@ from absl import flags
 
 from experiments import flags as shared
 from experiments.device import describe_machine
-from experiments.scored_data import load_scored_data
+from experiments.scored_data import describe_split, load_scored_data
 from nucseg_jax import pretrained
 from nucseg_jax.checkpoints import restore_for_inference
 from nucseg_jax.config import Config, DecodingConfig, Mode
@@ -106,7 +106,7 @@ def main() -> None:
         for head in heads
     ]
     about = {
-        "split": data.split,
+        **describe_split(data),
         "subset": _SUBSET.value,
         "score_size": _SCORE_SIZE.value,
         "timed_side": _SIDE,

@@ -49,6 +49,12 @@ def load_scored_data(checkpoint: str, subset: str, trained: DataConfig) -> Score
     return ScoredData(settings, examples, subsets["val"])
 
 
+def describe_split(settings: DataConfig) -> dict[str, str | float]:
+    """Tells which images are which: by a split that has a name, or how drawn."""
+    names = ["split"] if settings.split else ["split", "val_fraction", "split_seed"]
+    return {name: getattr(settings, name) for name in names}
+
+
 def _are_as_trained(settings: DataConfig, trained: DataConfig) -> bool:
     """Whether the data are those of the training, also where they are named again."""
     before = shared.resolve_data(trained)

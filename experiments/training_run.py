@@ -171,9 +171,9 @@ def inherit(
     """Takes over the settings of the network that training begins with.
 
     Those of data and model, and whether its heads were trained to stand alone, without
-    which fast mode is lost. Where the data lie, how they are split and how large their
-    pixels are is not among them. A run that goes on has its own settings, and needs
-    that network no more.
+    which fast mode is lost. Where the data lie, how they are split, how large their
+    pixels are and how much of them is held in memory is not among them. A run that goes
+    on has its own settings, and needs that network no more.
 
     Args:
       config: Of the command line.
@@ -185,7 +185,9 @@ def inherit(
     old = ckpt.read_saved_config(workdir) if workdir else None
     if old is None:
         old = ckpt.read_config(pretrained.resolve(config.train.init))
-    own = {*DATA_SETTINGS, "balance_by", "pixel_size"}
+    own = {*DATA_SETTINGS, "balance_by", "pixel_size", "cache_mib"}
+    if given.get("framing") == "resize":
+        own |= {"zoom"}  # Of crops.
     sections = {
         "data": dataclasses.asdict(old.data),
         "model": dataclasses.asdict(old.model),

@@ -390,6 +390,11 @@ def _naming(path: pathlib.Path) -> Iterator[None]:
     except Exception as error:  # Orbax, TensorStore and JSON raise what they like.
         if isinstance(error, OSError) and error.errno in _NO_ACCESS:
             raise CheckpointError(f"{path}: cannot be read ({error})") from error
+        if not path.exists():
+            raise CheckpointError(
+                f"{path}: was replaced by a newer one while it was read, as a training "
+                "that goes on does; try again"
+            ) from error
         raise CheckpointError(
             f"{path}: is damaged ({_first_line(error)}); {_CURE}"
         ) from error

@@ -110,7 +110,7 @@ def remove(path: pathlib.Path) -> None:
     A file that vanishes meanwhile is no error: where one write has failed, another
     thread of the same library may be clearing up after its own.
     """
-    while path.is_dir():
+    while path.is_dir() and not path.is_symlink():
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(path)
     path.unlink(missing_ok=True)

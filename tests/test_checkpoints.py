@@ -10,6 +10,7 @@ import shutil
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from nucseg_jax import checkpoints as ckpt
@@ -286,6 +287,21 @@ def test_a_flipped_weight_is_named(run_folder, tmp_path):
     (folder / "metadata").write_text(text.replace(digests[name], "0" * 64))
     with pytest.raises(ckpt.CheckpointError, match=re.escape(f"the array {name}")):
         ckpt.restore_for_inference(tmp_path / "run")
+
+
+def test_a_checkpoint_that_training_replaces_meanwhile_is_not_called_damaged(
+    run_folder, tmp_path, monkeypatch
+):
+    shutil.copytree(run_folder[0], tmp_path / "run")
+    read = ocp.CheckpointManager.restore
+
+    def too_late(manager, step, **options):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step))
+        return read(manager, step, **options)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "restore", too_late)
+    with pytest.raises(ckpt.CheckpointError, match="replaced by a newer .* try again"):
+        ckpt.read_config(tmp_path / "run")
 
 
 def test_a_full_disk_is_told_at_once_and_older_checkpoints_stay(run_folder, tmp_path):

@@ -142,3 +142,13 @@ def test_a_folder_is_tried_before_it_is_needed(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"/file/c"):
         files.make_folder(tmp_path / "file" / "c")
+
+
+def test_a_link_is_removed_and_what_it_leads_to_stays(tmp_path):
+    """People keep large results on another disk."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    files.remove(tmp_path / "link")
+    assert [path.name for path in tmp_path.iterdir()] == ["elsewhere"]
+    assert (tmp_path / "elsewhere" / "a").exists()

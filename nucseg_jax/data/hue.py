@@ -60,6 +60,8 @@ def _strongest_channel(colours: np.ndarray) -> int | None:
         return None
     apart = colours - colours.mean(axis=1, keepdims=True)
     lead = apart[strongest]
+    if not lead @ lead:
+        return None  # Values so small that their squares vanish.
     slopes = apart @ lead / (lead @ lead)
     besides = np.abs(apart - slopes[:, None] * lead)
     (most,) = _quantiles(besides, (_HIGH,))

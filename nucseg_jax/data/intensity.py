@@ -144,8 +144,9 @@ def _find_range(values: np.ndarray, ends: list[float]) -> tuple[float, float]:
         return 0.0, 0.0  # Nothing is known; everything becomes black.
     low, high = map(float, np.percentile(_without_overflow(values), _PERCENTILES))
     is_unit = values.dtype.kind == "f" and min(ends) >= 0 and max(ends) <= 1
-    loses_steps = 0 < high - low < _LITTLE and not _are_256_steps(values)
-    return (0.0, 1.0) if is_unit and not loses_steps else (low, high)
+    if is_unit and not (0 < high - low < _LITTLE and not _are_256_steps(values)):
+        return 0.0, 1.0
+    return low, high
 
 
 def _are_256_steps(values: np.ndarray) -> bool:

@@ -97,6 +97,7 @@ def test_stained_tissue_is_left_as_it_is_however_dark(gamma):
         np.full((5, 10, 3), np.nan),
         np.full((5, 10, 3), 1e300),
         np.full((5, 10, 3), -5.0),
+        fluorescence()[..., None] * np.array([0, 0, 1e-200]),
     ],
 )
 def test_images_that_show_nothing_are_left_as_they_are(pixels):

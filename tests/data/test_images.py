@@ -220,6 +220,15 @@ def test_thin_tiff_keeps_its_shape(tmp_path, shape):
     assert_image(save(tmp_path / "a.tif", pixels), pixels / 255)
 
 
+def test_one_value_far_beyond_the_others_takes_no_contrast(tmp_path):
+    pixels = RNG.random((64, 64))
+    pixels[3, 4] = 1e300
+    image = images.read_image(save(tmp_path / "a.tif", pixels))[..., 0]
+    low, high = np.percentile(pixels, (0.1, 99.9))
+    expected = np.clip((pixels - low) / (high - low), 0, 1)
+    np.testing.assert_allclose(image, expected, atol=0.01)
+
+
 def test_tiff_with_a_palette(tmp_path):
     colormap = RNG.integers(0, 256, (3, 256), dtype=np.uint16) * 257
     path = save(tmp_path / "a.tif", GRAY, photometric="palette", colormap=colormap)

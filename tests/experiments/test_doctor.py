@@ -1,12 +1,17 @@
 """The doctor passes a sound set-up and names what is broken."""
 
 import importlib.metadata
+import pathlib
+import re
 import sys
+import tomllib
 import types
 
 import pytest
 
 from experiments import device, doctor
+
+ROOT = pathlib.Path(doctor.__file__).parents[1]
 
 
 def test_a_sound_setup_works(capsys):
@@ -16,6 +21,14 @@ def test_a_sound_setup_works(capsys):
     assert "BROKEN" not in text
     assert f"jax{'':<21}{importlib.metadata.version('jax')}" in text
     assert "device: " in text
+
+
+def test_every_package_that_the_project_uses_is_looked_for():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = {re.match(r"[\w.-]+", line)[0] for line in project["dependencies"]}
+    # What others need, and what `check_device` tells of.
+    others = {"fonttools", "msgpack", "protobuf", "pygments", "zipp"}
+    assert {*doctor._PACKAGES, "onednn-cpu-gomp"} == wanted - others | {"jaxlib"}
 
 
 def diagnose(capsys):

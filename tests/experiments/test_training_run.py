@@ -128,6 +128,17 @@ def test_a_beginning_tells_data_model_and_supervision_but_not_where_data_lie(tmp
     assert kept.train.supervision == "average"
 
 
+def test_whole_images_take_no_zoom_of_crops_from_the_beginning(tmp_path):
+    crops = dataclasses.replace(CONFIG.data, framing="crop", zoom=1.5, cache_mib=3)
+    before = dataclasses.replace(CONFIG, data=crops)
+    save(tmp_path / "run", create_state(before), step=1, iou=0.5, config=before)
+    asked = Config(train=TrainConfig(init=str(tmp_path / "run")))
+    assert training_run.inherit(asked, given={}).data.zoom == 1.5
+    whole = training_run.inherit(asked, given={"framing": "resize"}).data
+    assert whole.zoom == 1 and whole.framing == "resize"
+    assert whole.cache_mib == asked.data.cache_mib
+
+
 @pytest.fixture
 def short_run(tmp_path):
     """A finished run of one step, and its settings."""
