@@ -166,9 +166,9 @@ def draw_masks(
     figures.draw_predictions(panels, path)
 
 
-def shorten(name: str, length: int = 16) -> str:
-    """Cuts long names, of which the Data Science Bowl's have 64 letters."""
-    return name if len(name) <= length else f"{name[: length - 1]}…"
+def shorten(name: str) -> str:
+    """Cuts names above 16 letters; the Data Science Bowl's have 64."""
+    return name if len(name) <= 16 else f"{name[:15]}…"
 
 
 if __name__ == "__main__":

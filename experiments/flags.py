@@ -176,7 +176,7 @@ def axes() -> flags.FlagHolder:
 
 def max_pixels() -> flags.FlagHolder:
     """Asks for the flag --max_pixels."""
-    meaning = "Refuse larger images where all must be decoded at once."
+    meaning = "Refuse larger images of kinds that are decoded at once, such as PNG."
     return _once(flags.DEFINE_integer, "max_pixels", MAX_PIXELS, meaning, lower_bound=1)
 
 

@@ -7,7 +7,8 @@ Started again with the same --workdir, it goes on where it stopped: at the step 
 SIGTERM or Ctrl-C came, or else after the last whole epoch.
 With --init=small it begins with what a network that comes with the project knows.
 The workdir gets checkpoints/, config.json, starts.json, augmented.png, history.csv,
-curves.png and tensorboard/.
+curves.png, tensorboard/ and, at the end, decoding.json with the tuned thresholds; and
+interrupted/ while a stop amid an epoch waits to go on.
 """
 
 from __future__ import annotations

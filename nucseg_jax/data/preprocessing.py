@@ -119,6 +119,6 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
     return np.round(image * np.float32(255)).astype(np.uint8)
 
 
-def to_float(image_u8: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-    """Brings uint8 back to float32 in [0, 1], into `out` if it is given."""
-    return np.divide(image_u8, np.float32(255), out=out, dtype=np.float32)
+def to_float(image_u8: np.ndarray) -> np.ndarray:
+    """Brings uint8 back to float32 in [0, 1]."""
+    return np.divide(image_u8, np.float32(255), dtype=np.float32)

@@ -25,7 +25,7 @@ from nucseg_jax.files import replacing
 from nucseg_jax.inference import outputs
 
 _CURVES = {
-    "loss": "loss (BCE + Dice)",
+    "loss": "loss",
     "accuracy": "pixel accuracy",
     "iou": "pixel IoU",
     "auc": "pixel AUC",

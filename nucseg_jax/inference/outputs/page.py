@@ -197,7 +197,9 @@ def _with_unit(value: float | None, unit: str) -> str:
 
 def _number(value: float, *, digits: int = 3) -> str:
     """Rounds to some digits, but never drops whole ones."""
-    if not math.isfinite(value) or value == 0:
+    if not math.isfinite(value):
+        return "–"
+    if value == 0:
         return "0"
     places = max(0, digits - 1 - math.floor(math.log10(abs(value))))
     return f"{value:,.{places}f}"

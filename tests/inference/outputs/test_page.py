@@ -191,6 +191,7 @@ def test_a_thumbnail_that_was_deleted_is_left_out(tmp_path, plane):
     ("value", "text"),
     [
         (0, "0"),
+        (float("nan"), "–"),
         (0.01234, "0.0123"),
         (9.999, "10.00"),
         (12.34, "12.3"),
