@@ -104,6 +104,11 @@ def output(meaning: str, *, required: bool = True) -> flags.FlagHolder:
     return _once(define_path, "output", None, meaning, required=required)
 
 
+def results(meaning: str, default: str = "experiments/results") -> flags.FlagHolder:
+    """Asks for the flag --results: a folder of what was measured."""
+    return _once(define_path, "results", default, meaning)
+
+
 def mode() -> flags.FlagHolder:
     """Asks for the flag --mode."""
     meaning = (

@@ -1,11 +1,12 @@
 """Measures each head of a network by itself: accuracy, time and size of fast mode.
 
     python -m experiments.heads --checkpoint=small --data_dir=FOLDER \\
-        --split=grouped_split --name=small
+        --split=grouped_split --name=small --results=runs/results
 
 As the UNet++ paper does for its pruned networks: the further to the right a head
 stands, the more of the network it needs. Writes heads_NAME.json and heads_NAME.png into
---results; `python -m experiments.tables` prints the first as a table.
+--results, of which `python -m experiments.tables` prints a table. Without --results
+they go among those of the project, from which its README is made.
 """
 
 from __future__ import annotations
@@ -41,9 +42,7 @@ _CHECKPOINT = shared.checkpoint()
 _NAME = flags.DEFINE_string("name", None, "Of the results' files.", required=True)
 _SUBSET = shared.subset()
 _SCORE_SIZE = shared.score_size()
-_RESULTS = shared.define_path(
-    "results", "experiments/results", "Folder for the results' files."
-)
+_RESULTS = shared.results("Folder for the results' files.")
 shared.define_settings("data", only=shared.DATA_SETTINGS)
 
 _SIDE = 256

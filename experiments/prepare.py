@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 import tqdm
-from skimage.segmentation import relabel_sequential
 
 from experiments import flags as shared
 from nucseg_jax.data.index import Example, find_examples
@@ -151,7 +150,9 @@ def _write_example(
     height, width = mask.shape
     row = {"id": example.id, "height": height, "width": width, "nuclei": ""}
     if labels is not None:
-        labels = relabel_sequential(labels)[0]
+        # Numbered from 1 without gaps; 0 is background, also where there is none.
+        _, numbers = np.unique(np.append(0, labels), return_inverse=True)
+        labels = numbers[1:].reshape(labels.shape)
         if labels.max() > np.iinfo(np.uint16).max:
             raise ValueError(
                 f"{example.image}: has more nuclei than 16 bits can number"

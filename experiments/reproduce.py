@@ -1,14 +1,16 @@
 """Trains and scores networks by a published protocol; keeps what was measured.
 
     python -m experiments.reproduce --protocol=original --runs=3 --data_dir=FOLDER \\
-        --flagfile=experiments/flagfiles/original.flags --name=original
-    python -m experiments.tables          # prints the README's tables
+        --flagfile=experiments/flagfiles/original.flags --name=original \\
+        --results=runs/results
 
 FOLDER is the 2018 Data Science Bowl with the protocols' splits in its index.csv; the
 protocol chooses among them, whatever --split and its like say. Run
 after run is trained in --workdir, with the seeds that follow --seed; one that is
-finished is not trained again. The last line names the file of results. To choose
-between recipes, score them with --subset=val: test is to be looked at once.
+finished is not trained again. At the end the row of the table is printed that
+`python -m experiments.tables` makes of all results in a folder. To choose between
+recipes, score them with --subset=val: test is to be looked at once. Without --results
+they go among those of the project, from which its README is made.
 """
 
 from __future__ import annotations
@@ -37,9 +39,7 @@ _SUBSET = flags.DEFINE_enum(
 )
 _RUNS = flags.DEFINE_integer("runs", 3, "How many networks to train.", lower_bound=1)
 _WORKDIR = shared.define_path("workdir", "runs/reproduce", "Folder for the runs.")
-_RESULTS = shared.define_path(
-    "results", "experiments/results", "Folder for the results' file."
-)
+_RESULTS = shared.results("Folder for the results' file.")
 _TTA = shared.tta()
 shared.define_settings("data", "model", "train")
 
@@ -56,7 +56,7 @@ def reproduce(stop: StopRequest) -> None:
     config, results = shared.config_from_flags(), pathlib.Path(_RESULTS.value)
     make_folder(results)
     # Not at the top: loader processes import this module, and need no JAX.
-    from experiments import protocols, training_run
+    from experiments import protocols, tables, training_run
 
     config = training_run.inherit(config, shared.given(shared.SETTINGS))
     measured = protocols.measure(
@@ -71,7 +71,9 @@ def reproduce(stop: StopRequest) -> None:
     is_prescribed = measured["subset"] == protocols.PROTOCOLS[protocol].subset
     kind = "accuracy" if is_prescribed else "validation"
     path = results / f"{kind}_{protocol}_{name}.json"
-    write_json(path, {"name": name} | measured)
+    result = {"name": name} | measured
+    write_json(path, result)
+    print(tables.accuracy_table([result]))
     print(f"written: {path}")
 
 

@@ -1,6 +1,9 @@
-"""Prints the tables of accuracy and speed from the files in results/.
+"""Prints tables of accuracy and speed from the files of results.
 
-python -m experiments.tables
+    python -m experiments.tables [--results=runs/results]
+
+What experiments.reproduce, heads and benchmarks have written, as Markdown; README's are
+those of experiments/results.
 """
 
 from __future__ import annotations
@@ -8,14 +11,34 @@ from __future__ import annotations
 import itertools
 import json
 import pathlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
+from experiments import flags as shared
 from nucseg_jax.config import Config
 
 RESULTS = pathlib.Path(__file__).parent / "results"
+_RESULTS = shared.results("Folder with the files.", str(RESULTS))
 
 Result = dict[str, Any]
+
+
+class Table(NamedTuple):
+    """A table, and the files that it is made of.
+
+    Attributes:
+      pattern: Of the files' names.
+      write: Makes Markdown of their contents, of one file or more.
+    """
+
+    pattern: str
+    write: Callable[[list[Result]], str]
+
+    def read(self, folder: pathlib.Path) -> str:
+        """Makes the table of a folder; "" if there is nothing to tell."""
+        paths = sorted(folder.glob(self.pattern))
+        return self.write([json.loads(p.read_text()) for p in paths]) if paths else ""
+
 
 # Protocol -> the metrics that it is quoted by: (label, path within a run, digits behind
 # the point).
@@ -51,14 +74,21 @@ _PARTS = {"train": "training step", "infer": "inference, accurate mode"}
 
 
 def main() -> None:
-    """Prints all tables."""
-    for table in TABLES + NOTES_TABLES:
-        print(table() + "\n")
+    """Prints all tables.
+
+    Raises:
+      ValueError: If the folder has no results.
+    """
+    folder = pathlib.Path(_RESULTS.value)
+    texts = [text for table in TABLES + NOTES_TABLES if (text := table.read(folder))]
+    if not texts:
+        raise ValueError(f"{folder}: holds no results of experiments.reproduce")
+    print("\n\n".join(texts))
 
 
-def demo_table() -> str:
-    """Formats results/demo.json: metrics.json as `make demo` leaves it."""
-    (result,) = _load("demo.json")
+def demo_table(results: list[Result]) -> str:
+    """Formats demo.json: metrics.json as `make demo` leaves it."""
+    (result,) = results
     parts = {"pixels": result, "nuclei": result["instances"]}
     rows = [
         (
@@ -71,10 +101,10 @@ def demo_table() -> str:
     return _format(("", "pooled", "mean of images"), rows)
 
 
-def accuracy_table() -> str:
-    """Formats the results of `experiments.reproduce`: a row a file."""
+def accuracy_table(results: list[Result]) -> str:
+    """Formats the results of `experiments.reproduce`: a row each."""
     rows = []
-    for result in _load("accuracy_*.json"):
+    for result in results:
         runs = result["runs"]
         values = ", ".join(
             f"{label} {_spread([_get(run, path) for run in runs], digits)}"
@@ -91,26 +121,26 @@ def accuracy_table() -> str:
     return _format(("protocol", "network", "runs", "result", "training"), rows)
 
 
-def ablation_table() -> str:
+def ablation_table(results: list[Result]) -> str:
     """Formats a recipe and what each change of it does, on validation."""
-    results = {result["name"]: result for result in _load("validation_grouped_*.json")}
+    (recipe, *_) = sorted(results, key=lambda result: result["name"] != _RECIPE)
     rows = [
         (
-            "" if name == _RECIPE else _differences(results[_RECIPE], result),
+            _differences(recipe, result),
             len(result["runs"]),
             *(
                 _spread([_get(run, path) for run in result["runs"]], digits)
                 for _, path, digits in _METRICS["grouped"]
             ),
         )
-        for name, result in results.items()
+        for result in results
     ]
     labels = [label for label, _, _ in _METRICS["grouped"]]
     # The recipe, without differences, comes first.
     return _format(("change", "runs", *labels), sorted(rows))
 
 
-def modality_table() -> str:
+def modality_table(results: list[Result]) -> str:
     """Formats the nuclei of each modality, of the first run of a grouped result."""
     header = ("network", "modality", "images", "mean AP", "AP50")
     rows = [
@@ -123,13 +153,13 @@ def modality_table() -> str:
             f"{row['count_error']:.1f}",
             _number(row["pixel_iou"], 3),
         )
-        for result in _load("accuracy_grouped_*.json")
+        for result in results
         for name, row in result["runs"][0]["instances"]["by_modality"].items()
     ]
     return _format((*header, "count error", "pixel IoU"), rows)
 
 
-def heads_table() -> str:
+def heads_table(results: list[Result]) -> str:
     """Formats the results of `experiments.heads`, times relative to all heads."""
     header = ("network", "head", "parameters", "pixel IoU", "mean AP")
     rows = [
@@ -142,13 +172,13 @@ def heads_table() -> str:
             f"{1000 * row['s_per_image']:.0f}",
             f"{result['rows'][-1]['s_per_image'] / row['s_per_image']:.1f}",
         )
-        for result in _load("heads_*.json")
+        for result in results
         for row in result["rows"]
     ]
     return _format((*header, "ms an image", "speed"), rows)
 
 
-def speed_table() -> str:
+def speed_table(results: list[Result]) -> str:
     """Formats the original's network on CPUs beside a peer."""
     rows = [
         (
@@ -161,7 +191,7 @@ def speed_table() -> str:
             f"{row['ratio']:.2f}",
         )
         for part, title in _PARTS.items()
-        for result in _load("speed_*_full_width*.json")
+        for result in results
         for row in result["rows"]
         if row["part"] == part
     ]
@@ -176,10 +206,6 @@ def _format(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(
         "| " + " | ".join(map(str, line)).lstrip() + " |" for line in lines
     )
-
-
-def _load(pattern: str) -> list[Result]:
-    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob(pattern))]
 
 
 def _differences(recipe: Result, other: Result) -> str:
@@ -234,9 +260,15 @@ def _ends(values: list[int]) -> tuple[int, int]:
     return values[0], values[-1]
 
 
-TABLES = (demo_table, accuracy_table, modality_table, heads_table, speed_table)
-NOTES_TABLES = (ablation_table,)
+TABLES = (
+    Table("demo.json", demo_table),
+    Table("accuracy_*.json", accuracy_table),
+    Table("accuracy_grouped_*.json", modality_table),
+    Table("heads_*.json", heads_table),
+    Table("speed_*_full_width*.json", speed_table),
+)
+NOTES_TABLES = (Table("validation_grouped_*.json", ablation_table),)
 
 
 if __name__ == "__main__":
-    main()
+    shared.run(main)

@@ -14,20 +14,22 @@ NOTES = (ROOT / "BUILD_NOTES.md").read_text(encoding="utf-8")
 NUMBER = re.compile(r"(?<![\d.])\.\d{2,}|\d\.\d")
 
 
-@pytest.mark.parametrize("table", tables.TABLES, ids=lambda table: table.__name__)
+@pytest.mark.parametrize("table", tables.TABLES, ids=lambda t: t.write.__name__)
 def test_tables_are_as_the_results_say(table):
-    assert table() in README
+    text = table.read(tables.RESULTS)
+    assert text and text in README
 
 
-@pytest.mark.parametrize("table", tables.NOTES_TABLES, ids=lambda table: table.__name__)
+@pytest.mark.parametrize("table", tables.NOTES_TABLES, ids=lambda t: t.write.__name__)
 def test_tables_of_the_notes_are_as_the_results_say(table):
-    assert table() in NOTES
+    text = table.read(tables.RESULTS)
+    assert text and text in NOTES
 
 
 def test_no_other_table_holds_numbers():
     text = README
     for table in tables.TABLES:
-        text = text.replace(table(), "")
+        text = text.replace(table.read(tables.RESULTS), "")
     rows = [line for line in text.splitlines() if line.startswith("|")]
     measured = [row for row in rows if NUMBER.search(row)]
     assert all("IoU .50:.05:.95" in row or "threshold .5" in row for row in measured), (

@@ -67,7 +67,7 @@ def reproduce(tmp_path):
     return run
 
 
-def test_grouped_scores_nuclei_of_the_test_set(reproduce, bowl, monkeypatch, tmp_path):
+def test_grouped_scores_nuclei_of_the_test_set(reproduce, bowl):
     result = reproduce("grouped", bowl, runs=2)
     assert [run["seed"] for run in result["runs"]] == [0, 1]
     assert {run["num_images"] for run in result["runs"]} == {1}
@@ -75,34 +75,31 @@ def test_grouped_scores_nuclei_of_the_test_set(reproduce, bowl, monkeypatch, tmp
     assert all(run["train_s"] > 0 for run in result["runs"])
     assert result["config"]["data"]["data_dir"] == ""
     assert result["machine"]["versions"]["jax"]
-    monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
-    (row,) = tables.accuracy_table().splitlines()[2:]
+    (row,) = tables.accuracy_table([result]).splitlines()[2:]
     first, second = (
         run["instances"]["per_image_mean"]["mean_ap"] for run in result["runs"]
     )
     assert row.startswith("| grouped, test | tiny (2…3) | 2 | mean AP ")
     assert f"{(first + second) / 2:.3f}".removeprefix("0") in row
-    (row,) = tables.modality_table().splitlines()[2:]
+    (row,) = tables.modality_table([result]).splitlines()[2:]
     assert row.startswith("| tiny | discs | 1 |")
     # Finished runs are not trained again.
     again = reproduce("grouped", bowl, runs=2)
     assert again["runs"] == result["runs"]
 
 
-def test_changes_of_a_recipe_are_compared_on_validation(
-    reproduce, bowl, monkeypatch, tmp_path
-):
+def test_changes_of_a_recipe_are_compared_on_validation(reproduce, bowl):
     def on_validation(name, *more):
         more = ("--subset=val", *more)
         return reproduce("grouped", bowl, 1, *more, name=name, kind="validation")
 
     # By name, "faster" comes before "recipe".
-    on_validation("faster", "--learning_rate=0.01", "--targets=foreground")
-    on_validation("views", "--tta=8")
+    faster = on_validation("faster", "--learning_rate=0.01", "--targets=foreground")
+    views = on_validation("views", "--tta=8")
     recipe = on_validation("recipe")
     assert recipe["subset"] == "val" and recipe["runs"][0]["num_images"] == 2
-    monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
-    first, second, third = tables.ablation_table().splitlines()[2:]
+    text = tables.ablation_table([faster, recipe, views])
+    first, second, third = text.splitlines()[2:]
     assert first.startswith("| | 1 |")
     assert third.startswith("| `--tta=8` | 1 |")
     assert second.startswith("| `--targets=foreground` `--learning_rate=0.01` | 1 |")
@@ -139,13 +136,12 @@ def test_targets_that_masks_cannot_give_are_told_before_any_training(bowl, tmp_p
     assert not (tmp_path / "runs").exists()
 
 
-def test_views_are_averaged_and_named(reproduce, bowl, monkeypatch, tmp_path):
+def test_views_are_averaged_and_named(reproduce, bowl):
     one = reproduce("literature", bowl, 1)
     eight = reproduce("literature", bowl, 1, "--tta=8")
     assert (one["tta"], eight["tta"]) == (1, 8)
     assert one["runs"][0]["pooled"]["auc"] != eight["runs"][0]["pooled"]["auc"]
-    monkeypatch.setattr(tables, "RESULTS", tmp_path / "results")
-    (row,) = tables.accuracy_table().splitlines()[2:]
+    (row,) = tables.accuracy_table([eight]).splitlines()[2:]
     assert row.startswith("| literature, test | tiny (2…3), 8 views | 1 |")
 
 
