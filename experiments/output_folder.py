@@ -40,13 +40,20 @@ def check_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
     names = [name for name in settings | before if name != "checkpoint"]
     differing = [name for name in names if before.get(name) != settings.get(name)]
     if before and differing and summary_paths(folder):
-        name = "checkpoint" if differing[0] == "network" else differing[0]
+        # Thresholds and head follow from the network and its mode.
+        causes = [name for name in ("network", "mode") if name in differing]
+        (name, *_) = causes or differing
+        name = "checkpoint" if name == "network" else name
         raise ValueError(
-            f"{folder} holds results with {name}={before.get(name)!r}, now it is "
-            f"{settings.get(name)!r}: give another --output, or delete that folder"
+            f"{folder} holds results with {name}={_tell(before.get(name))}, now it is "
+            f"{_tell(settings.get(name))}: give another --output, or delete that folder"
         )
     if differing:
         write_json(folder / SETTINGS, settings)
+
+
+def _tell(value: Any) -> str:
+    return "not given" if value is None else repr(value)
 
 
 def read_settings(folder: pathlib.Path) -> dict[str, Any]:

@@ -185,7 +185,8 @@ def tell(outcomes: list[Outcome], failed: list[Outcome], folder: pathlib.Path) -
     retired = sum(outcome.num_retired for outcome in outcomes)
     nuclei = sum(outcome.num_nuclei for outcome in outcomes)
     print(
-        f"{done} of {len(outcomes)} files: {planes} images with {nuclei:,} nuclei"
+        f"{done} of {len(outcomes)} files: {planes}{' new' if skipped else ''} images "
+        f"with {nuclei:,} {'new ' if skipped else ''}nuclei"
         f"{f', {skipped} finished before' if skipped else ''} -> {folder}"
     )
     if parts:

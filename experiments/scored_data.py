@@ -39,6 +39,11 @@ def load_scored_data(checkpoint: str, subset: str, trained: DataConfig) -> Score
       trained: Data of the training; the command line may name others.
     """
     settings = shared.choose_data(trained)
+    if not (trained.data_dir or shared.given(["data_dir"])):
+        print(
+            f"WARNING: {checkpoint} does not tell where its data are, and no "
+            "--data_dir does: the sample that comes with the project is scored"
+        )
     subsets = load_subsets(settings)
     examples = get_subset(settings, subsets, subset)
     check_numbered(examples)
@@ -68,11 +73,14 @@ def _warn_of_data(
     checkpoint: str, subset: str, examples: Sequence[Example], *, as_trained: bool
 ) -> None:
     """Tells if these are not, or may not be, what a training had as that subset."""
-    before = read_fingerprints(pretrained.resolve(checkpoint))
+    folder = pretrained.resolve(checkpoint)
+    before = read_fingerprints(folder)
     if not before:
+        card = folder / "card.md"
+        which = f"its card says which, {card}" if card.exists() else "it does not say"
         print(
-            f"WARNING: {checkpoint} was exported and does not tell from which images "
-            "it learned: make sure that none of them is among these"
+            f"WARNING: {checkpoint} was exported without a list of the images that it "
+            f"learned from ({which}): make sure that none of them is among these"
         )
         return
     wanted = before.get(subset)

@@ -16,6 +16,7 @@ from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tqdm
 
 from experiments.device import start_device
@@ -115,8 +116,8 @@ def run(config: Config, workdir: pathlib.Path, stop: StopRequest) -> None:
             best = saved.best_step() // whole.steps_per_epoch
         tune(workdir, subsets["val"], stop, write=devices.is_writer)
     print(
-        f"{config.train.num_epochs} epochs done, see {workdir / 'curves.png'}; what is "
-        f"evaluated and predicts is the best on validation, epoch {best}"
+        f"epoch {config.train.num_epochs} is done, see {workdir / 'curves.png'}; what "
+        f"is evaluated and predicts is the best on validation, epoch {best}"
     )
 
 
@@ -371,12 +372,17 @@ def _train_batches(run: Run, first_batch: int) -> Iterator[Iterator[Any]]:
 def _draw_first(
     run: Run, batches: Iterator[pipeline.Batch]
 ) -> Iterator[pipeline.Batch]:
-    """Draws some of the first batch, where a wrong truth or recipe would show."""
+    """Draws some of the first batch, where a wrong truth or recipe would show.
+
+    Those with the most nuclei in them, since small crops may have none.
+    """
     first = next(batches)
     if run.devices.is_writer:
+        nuclear = np.asarray(first["mask"])[..., 0].mean(axis=(1, 2))
+        drawn = np.argsort(-nuclear, kind="stable")[:_DRAWN]
         draw_batch(
-            first["image_u8"][:_DRAWN],
-            first["mask"][:_DRAWN],
+            first["image_u8"][drawn],
+            first["mask"][drawn],
             run.config.data.targets,
             run.workdir / "augmented.png",
         )

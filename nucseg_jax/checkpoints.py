@@ -425,7 +425,10 @@ def _open_for_reading(
 ) -> ocp.CheckpointManager:
     folder = pathlib.Path(directory).absolute() / name
     if not folder.is_dir():
-        raise CheckpointError(f"{directory}: holds no folder {name}/ of a trained run")
+        raise CheckpointError(
+            f"{directory}: holds no folder {name}/ of a trained run, and is no network "
+            "that comes with the project"
+        )
     options = ocp.CheckpointManagerOptions(best_fn=_best_metric, read_only=True)
     with _naming(folder):
         return ocp.CheckpointManager(folder, options=options)

@@ -47,7 +47,11 @@ def _check_choice(name: str, value: str, choices: Any) -> None:
 class DataConfig:
     """What is read, how it is split, and how it reaches the network."""
 
-    data_dir: str = _setting("", "Folder with images and their truth.")
+    data_dir: str = _setting(
+        "",
+        "Folder with images and their truth. If empty: the data of the network's "
+        "training, or a sample that comes with the programs.",
+    )
     truth: Truth = _setting(
         "auto", "Kind of truth to use where a folder holds both; auto takes labels."
     )

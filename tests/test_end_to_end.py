@@ -63,7 +63,7 @@ def test_training_names_the_device_and_learns(trained):
     folder, first, _ = trained
     assert re.search(r"device: 1 x CPU, \d+ cores \(jax \d", first)
     assert "(6 train, 2 val; drawn at random with --split_seed=0)" in first
-    assert re.search("2 epochs done.* the best on validation, epoch [12]\n", first)
+    assert re.search("epoch 2 is done.* the best on validation, epoch [12]\n", first)
     rows = history(folder / "run")
     assert float(rows[-1]["train_loss"]) < 0.7 * float(rows[0]["train_loss"])
     assert float(rows[-1]["val_auc"]) > 0.8

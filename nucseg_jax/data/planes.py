@@ -168,10 +168,10 @@ def plane_of_array(
             "channels to the end: np.moveaxis(image, 0, -1)"
         )
     if channel is None and num_channels not in (1, 3):
+        three = ", or give red, green and blue without transparency (image[..., :3])"
         raise ImageError(
-            f"the image: has {num_channels} channels; say which one to look at "
-            "(channel=0), or give red, green and blue without transparency "
-            "(image[..., :3])"
+            f"the image: has {num_channels} channels; say which one to look at, such "
+            f"as channel=0{three if num_channels > 3 else ''}"
         )
     if channel is None:
         segmented = tuple(range(num_channels))
@@ -260,9 +260,11 @@ def _choose_channels(
         return (0, 1, 2)
     if len(stack.channels) == 1:
         return (0,)
+    three = ", or which three are red, green and blue with --channel=0,1,2"
     raise ImageError(
-        f"{path}: has the channels {_list_channels(stack)}; say which to segment with "
-        "--channel=0, or which three are red, green and blue with --channel=0,1,2"
+        f"{path}: has the channels {_list_channels(stack)}; say by number or name "
+        "which shows nuclei, such as --channel=0"
+        f"{three if len(stack.channels) > 2 else ''}"
     )
 
 

@@ -72,7 +72,7 @@ def draw_curves(rows: Sequence[Mapping[str, float]], path: str | os.PathLike) ->
         )
         axes.plot(epochs, val, color=_VAL_COLOUR, marker="o", ms=3, label="validation")
         axes.set(title=title, xlabel="epoch")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].legend(frameon=False)

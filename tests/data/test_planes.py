@@ -583,7 +583,7 @@ def test_colours_of_several_channels_are_channels(tmp_path):
 
 def test_a_long_list_of_channels_is_cut(tmp_path):
     path = tiff(tmp_path, noise((7, 5, 99)), planarconfig="contig")
-    with pytest.raises(ImageError, match=r"18, 19, \.\.\.; say which"):
+    with pytest.raises(ImageError, match=r"18, 19, \.\.\.; say by number"):
         with open_planes(path):
             pass
 

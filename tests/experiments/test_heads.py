@@ -23,7 +23,10 @@ def test_each_head_is_scored_timed_and_drawn(load_program, tmp_path, capsys):
         "--name=tiny",
     )
     program.main()
-    assert "does not tell from which images it learned" in capsys.readouterr().out
+    assert (
+        "exported without a list of the images that it learned from"
+        in capsys.readouterr().out
+    )
     result = json.loads((tmp_path / "heads_tiny.json").read_text())
     rows = result["rows"]
     depth = len(TINY_FEATURES)

@@ -1,6 +1,7 @@
 """An output folder keeps what is not of this program, and results of one kind."""
 
 import json
+import re
 
 import pytest
 
@@ -48,6 +49,23 @@ def test_results_of_other_settings_are_not_mixed(tmp_path, other):
     with pytest.raises(ValueError, match="holds results with .*another --output"):
         output_folder.check_settings(tmp_path, other)
     assert output_folder.read_settings(tmp_path) == SETTINGS
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"threshold": 0.5, "mode": "fast"}, "mode='accurate', now it is 'fast'"),
+        ({"mode": "fast", "network": "34cd"}, "checkpoint='a', now it is 'b'"),
+        ({"scale": 0.5}, "scale=not given, now it is 0.5"),
+    ],
+)
+def test_the_cause_is_told_and_not_what_follows_from_it(tmp_path, changes, told):
+    before = SETTINGS | {"threshold": 0.4, "mode": "accurate", "scale": None}
+    before |= {"checkpoint": "a"}
+    output_folder.check_settings(tmp_path, before)
+    finish_image(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(told)):
+        output_folder.check_settings(tmp_path, before | {"checkpoint": "b"} | changes)
 
 
 def test_as_long_as_there_is_no_result_settings_may_change(tmp_path):
