@@ -3,9 +3,9 @@
     python -m experiments.evaluate --checkpoint=runs/demo
 
 Data and split are those of the training unless others are named; networks that were
-exported do not tell theirs: name them with --data_dir and --split. The output folder, by
-default CHECKPOINT/evaluation_SUBSET (runs/NAME/... of the project's own networks), gets
-metrics.json, predictions.png, and average_precision.png if the truth tells nuclei
+exported do not tell theirs: name them with --data_dir and --split. The output folder,
+by default CHECKPOINT/evaluation_SUBSET (runs/NAME/... of the project's own networks),
+gets metrics.json, predictions.png, and average_precision.png if the truth tells nuclei
 apart (label images do, masks do not); report.html shows them all on one page.
 """
 

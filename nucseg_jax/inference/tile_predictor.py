@@ -112,9 +112,10 @@ class TilePredictor:
           scale: Pixels as the network sees them a pixel of the image.
         """
         margin = tiling.reach(self._depth) + _RIM
-        size = _round_up(math.ceil(longest * scale) + 2 * margin) + _SIZE_STEP
+        size = tiling.round_up(math.ceil(longest * scale) + 2 * margin, _SIZE_STEP)
+        size += _SIZE_STEP
         first = (int(part.start * scale) - margin) // _SIZE_STEP * _SIZE_STEP
-        start = max(min(first, _round_up(length) - size), 0)
+        start = max(min(first, tiling.round_up(length, _SIZE_STEP) - size), 0)
         return slice(start, min(start + size, length))
 
     def _plan(self, shape: tuple[int, int], width: int) -> tiling.Grid:
@@ -139,9 +140,9 @@ class TilePredictor:
             step, largest = multiple, tile
         else:
             step, largest = _SIZE_STEP, tile
-        ends = _round_up(shape[0], around), _round_up(shape[1], around)
+        ends = tiling.round_up(shape[0], around), tiling.round_up(shape[1], around)
         covered = [
-            min(_round_up(n + margin, multiple), end)
+            min(tiling.round_up(n + margin, multiple), end)
             for n, end in zip(shape, ends, strict=True)
         ]
         sides = [
@@ -205,7 +206,3 @@ def _tell_each(
     for done, tile in enumerate(tiles, 1):
         tell_tiles(done, total)
         yield tile
-
-
-def _round_up(length: int, step: int = _SIZE_STEP) -> int:
-    return -(-length // step) * step

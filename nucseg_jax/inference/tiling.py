@@ -115,7 +115,7 @@ def plan_axis(
     Raises:
       ValueError: If tiles are too short to overlap.
     """
-    whole = -(-length // multiple) * multiple
+    whole = round_up(length, multiple)
     if whole <= tile:
         return Axis(length, tile, (0,), margin, surround, max(end, tile))
     stride = tile - _overlap(margin, multiple)
@@ -133,9 +133,14 @@ def plan_axis(
     return Axis(length, tile, tuple(starts), margin, surround, max(end, whole))
 
 
+def round_up(length: int, step: int) -> int:
+    """Returns the first multiple of `step` that is no less."""
+    return -(-length // step) * step
+
+
 def _overlap(margin: int, multiple: int) -> int:
     """Pixels that two tiles share at least, since both start at a multiple."""
-    return -(-(2 * margin + _RAMP) // multiple) * multiple
+    return round_up(2 * margin + _RAMP, multiple)
 
 
 def fit_tile(
@@ -154,11 +159,11 @@ def fit_tile(
       The shortest tile of which no more are needed than of the largest.
     """
     if length <= largest:
-        return -(-length // step) * step
+        return round_up(length, step)
     overlap = _overlap(margin, multiple)
     number = -(-(length - overlap) // max(largest - overlap, 1))
     needed = -(-(length + (number - 1) * overlap) // number)
-    return min(-(-needed // step) * step, largest)
+    return min(round_up(needed, step), largest)
 
 
 def largest_tile(width: int, *, features: int, depth: int, num_targets: int) -> int:
