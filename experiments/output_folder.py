@@ -15,6 +15,8 @@ from nucseg_jax.inference.outputs import FOLDERS, merge_tables
 from nucseg_jax.inference.outputs.page import write_report
 from nucseg_jax.inference.outputs.summaries import SETTINGS, summary_paths
 
+# Of files that a run did not come to.
+LEFT = "maybe not done, for --on_error=stop ended the run at the error before them"
 _FILES = ("nuclei.csv", "summary.csv", "report.html", "failed.csv")
 _FAILURES = re.compile(r"failed(_\d+_of_\d+)?\.csv")
 
@@ -75,12 +77,24 @@ def read_settings(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def write_failures(
-    folder: pathlib.Path, failed: Sequence[Outcome], num_shards: int, shard_index: int
+    folder: pathlib.Path,
+    failed: Sequence[Outcome],
+    num_shards: int = 1,
+    shard_index: int = 0,
+    *,
+    num_left: int = 0,
 ) -> None:
     """Writes the files that could not be finished.
 
     None leave no file behind, but for a shard, whose file tells that it has run. What
     runs with another number of shards have left is out of date.
+
+    Args:
+      folder: The output folder.
+      failed: These files.
+      num_shards: Of the run.
+      shard_index: Which of them this is.
+      num_left: Files that the run did not come to, since it ended at an error.
     """
     shard = f"_{shard_index}_of_{num_shards}" if num_shards > 1 else ""
     path = folder / f"failed{shard}.csv"
@@ -94,6 +108,8 @@ def write_failures(
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["image", "error"])
         rows.writerows([str(o.job.relative), o.error] for o in failed)
+        if num_left:
+            rows.writerow([f"{num_left} files", LEFT])
 
 
 def read_failures(folder: pathlib.Path) -> Iterator[tuple[str, str]]:

@@ -86,8 +86,6 @@ _SHARD_INDEX = flags.DEFINE_integer(
     "indices must be a range.",
 )
 
-_UNTRIED = "not tried: --on_error=stop ended the run at an error before"
-
 
 def main() -> int:
     """Segments every file of the shard; returns 1 if any could not be finished."""
@@ -104,14 +102,17 @@ def main() -> int:
     remove_leftovers(folder)
     outcomes = segment_all(jobs, segmenter, folder, options)
     failed = [outcome for outcome in outcomes if outcome.error]
-    output_folder.write_failures(folder, failed, _NUM_SHARDS.value, _SHARD_INDEX.value)
+    num_left = len(jobs) - len(outcomes)
+    output_folder.write_failures(
+        folder, failed, _NUM_SHARDS.value, _SHARD_INDEX.value, num_left=num_left
+    )
     if _NUM_SHARDS.value == 1:
         output_folder.merge(folder)
     else:
         print(
             f"when all shards are done: python -m experiments.merge --output={folder}"
         )
-    return tell(outcomes, failed, folder)
+    return tell(outcomes, failed, folder, num_left=num_left)
 
 
 def segment_all(
@@ -135,8 +136,7 @@ def segment_all(
             bar.update()
             if outcome.error and _ON_ERROR.value == "stop":
                 break
-    untried = jobs[len(outcomes) :]
-    return outcomes + [Outcome(job, error=_UNTRIED) for job in untried]
+    return outcomes
 
 
 @contextlib.contextmanager
@@ -176,7 +176,13 @@ def show_tiles(info: PlaneInfo) -> Iterator[TellTiles]:
         yield show
 
 
-def tell(outcomes: list[Outcome], failed: list[Outcome], folder: pathlib.Path) -> int:
+def tell(
+    outcomes: list[Outcome],
+    failed: list[Outcome],
+    folder: pathlib.Path,
+    *,
+    num_left: int,
+) -> int:
     """Prints what came of the run; returns the exit code."""
     done = len(outcomes) - len(failed)
     planes = sum(outcome.num_planes for outcome in outcomes)
@@ -184,9 +190,10 @@ def tell(outcomes: list[Outcome], failed: list[Outcome], folder: pathlib.Path) -
     parts = sum(outcome.num_elsewhere > 0 for outcome in outcomes)
     retired = sum(outcome.num_retired for outcome in outcomes)
     nuclei = sum(outcome.num_nuclei for outcome in outcomes)
+    new = "new " if skipped else ""
     print(
-        f"{done} of {len(outcomes)} files: {planes}{' new' if skipped else ''} images "
-        f"with {nuclei:,} {'new ' if skipped else ''}nuclei"
+        f"{done} of {len(outcomes) + num_left} files: {planes} {new}images with "
+        f"{nuclei:,} {new}nuclei"
         f"{f', {skipped} finished before' if skipped else ''} -> {folder}"
     )
     if parts:
@@ -195,11 +202,10 @@ def tell(outcomes: list[Outcome], failed: list[Outcome], folder: pathlib.Path) -
             "file, with which their images are segmented"
         )
     tell_retired(retired)
-    errors = [outcome.error for outcome in failed if outcome.error != _UNTRIED]
-    for error in errors:
-        print(f"error: {error}", file=sys.stderr)
-    if untried := len(failed) - len(errors):
-        print(f"{untried} more were {_UNTRIED}", file=sys.stderr)
+    for outcome in failed:
+        print(f"error: {outcome.error}", file=sys.stderr)
+    if num_left:
+        print(f"{num_left} files: {output_folder.LEFT}", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -36,7 +36,6 @@ from experiments.prediction import (
     tell_retired,
 )
 from nucseg_jax import pretrained
-from nucseg_jax.data.errors import ImageError
 from nucseg_jax.files import remove_leftovers
 from nucseg_jax.inference.jobs import Job, Outcome, find_jobs
 
@@ -109,21 +108,19 @@ def main() -> int:
         )
         outcomes = [segment_and_tell(segment, job) for job in found.jobs]
     failed = [outcome for outcome in outcomes if outcome.error]
-    output_folder.write_failures(folder, failed, num_shards=1, shard_index=0)
+    output_folder.write_failures(folder, failed)
     output_folder.merge(folder)
     print(f"-> {folder / 'nuclei.csv'}, summary.csv, report.html, labels_zarr")
     return 1 if failed else 0
 
 
 def segment_and_tell(segment: Callable[[Job], Outcome], job: Job) -> Outcome:
-    """Segments one image; one that cannot be read leaves the others of a folder."""
-    try:
-        outcome = segment(job)
-    except ImageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return Outcome(job, error=str(error))
+    """Segments one image and tells."""
+    outcome = segment(job)
     done = " (finished before)" if outcome.num_skipped else ""
     print(f"{job.relative}: {outcome.num_nuclei:,} new nuclei{done}")
+    if outcome.error:
+        print(f"error: {outcome.error}", file=sys.stderr)
     tell_retired(outcome.num_retired)
     return outcome
 
@@ -152,7 +149,7 @@ def _connect() -> Iterator[Any]:
     """Joins the cluster, or starts one on this machine."""
     from distributed import Client, LocalCluster
 
-    address = _SCHEDULER.value
+    address = os.path.expanduser(_SCHEDULER.value)
     with contextlib.ExitStack() as stack:
         if address.endswith(".json"):
             client = Client(scheduler_file=address)

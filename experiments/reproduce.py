@@ -7,10 +7,10 @@
 FOLDER is the 2018 Data Science Bowl with the protocols' splits in its index.csv; the
 protocol chooses among them, whatever --split and its like say. Run
 after run is trained in --workdir, with the seeds that follow --seed; one that is
-finished is not trained again. At the end the row of the table is printed that
-`python -m experiments.tables` makes of all results in a folder. To choose between
-recipes, score them with --subset=val: test is to be looked at once. Without --results
-they go among those of the project, from which its README is made.
+finished is not trained again. At the end the scores are printed, and
+`python -m experiments.tables` makes tables of all results in a folder. To choose
+between recipes, score them with --subset=val: test is to be looked at once. Without
+--results they go among those of the project, from which its README is made.
 """
 
 from __future__ import annotations

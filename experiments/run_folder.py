@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import fcntl
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Iterator, Mapping
@@ -74,13 +75,20 @@ def check_resumable(workdir: pathlib.Path, old: Config | None, new: Config) -> N
         f"{name} was {before!r}, is {after!r}"
         for section in ("data", "model", "train")
         for name, before, after in _pairs(getattr(old, section), getattr(new, section))
-        if name not in _FREE and before != after
+        if name not in _FREE and not _is_same(name, before, after)
     ]
     if differing:
         raise ValueError(
             f"{workdir} holds a run with other settings ({'; '.join(differing)}): "
             "choose another --workdir, or delete it to begin anew"
         )
+
+
+def _is_same(name: str, before: Any, after: Any) -> bool:
+    """Compares a setting; a run to begin with may be named in several ways, or gone."""
+    if name == "init" and before and after:
+        return os.path.abspath(before) == os.path.abspath(after)
+    return before == after
 
 
 def tell_schedule(old: Config | None, new: Config) -> None:

@@ -39,11 +39,6 @@ def load_scored_data(checkpoint: str, subset: str, trained: DataConfig) -> Score
       trained: Data of the training; the command line may name others.
     """
     settings = shared.choose_data(trained)
-    if not (trained.data_dir or shared.given(["data_dir"])):
-        print(
-            f"WARNING: {checkpoint} does not tell where its data are, and no "
-            "--data_dir does: the sample that comes with the project is scored"
-        )
     subsets = load_subsets(settings)
     examples = get_subset(settings, subsets, subset)
     check_numbered(examples)
@@ -82,6 +77,8 @@ def _warn_of_data(
             f"WARNING: {checkpoint} was exported without a list of the images that it "
             f"learned from ({which}): make sure that none of them is among these"
         )
+        if not shared.given(["data_dir"]):
+            print("WARNING: no --data_dir is named: the project's sample is scored")
         return
     wanted = before.get(subset)
     if as_trained and wanted and wanted != fingerprint(examples):

@@ -126,7 +126,7 @@ def ablation_table(results: list[Result]) -> str:
     (recipe, *_) = sorted(results, key=lambda result: result["name"] != _RECIPE)
     rows = [
         (
-            _differences(recipe, result),
+            _differences(recipe, result) or _baseline_name(result),
             len(result["runs"]),
             *(
                 _spread([_get(run, path) for run in result["runs"]], digits)
@@ -206,6 +206,11 @@ def _format(header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> str:
     return "\n".join(
         "| " + " | ".join(map(str, line)).lstrip() + " |" for line in lines
     )
+
+
+def _baseline_name(result: Result) -> str:
+    """Nothing for the project's own recipe: the others are changes of it."""
+    return "" if result["name"] == _RECIPE else result["name"]
 
 
 def _differences(recipe: Result, other: Result) -> str:

@@ -236,7 +236,7 @@ def read_digest(directory: str | pathlib.Path) -> str:
     """
     with _quiet_orbax(), _open_for_reading(directory) as manager:
         step = _best_step(manager)
-        with _naming(_path(manager, step)):
+        with _reading(manager, step):
             digests = _restore_json(manager, step, "digests")
             saved = [digests["state"], digests["config"]]
     decodings = map(dataclasses.asdict, _read_decodings(pathlib.Path(directory)))
@@ -390,13 +390,24 @@ def _naming(path: pathlib.Path) -> Iterator[None]:
     except Exception as error:  # Orbax, TensorStore and JSON raise what they like.
         if isinstance(error, OSError) and error.errno in _NO_ACCESS:
             raise CheckpointError(f"{path}: cannot be read ({error})") from error
-        if not path.exists():
-            raise CheckpointError(
-                f"{path}: was replaced by a newer one while it was read, as a training "
-                "that goes on does; try again"
-            ) from error
         raise CheckpointError(
             f"{path}: is damaged ({_first_line(error)}); {_CURE}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _reading(manager: ocp.CheckpointManager, step: int) -> Iterator[pathlib.Path]:
+    """Gives the folder of a step that is listed; names it in what reading raises."""
+    path = _path(manager, step)
+    try:
+        with _naming(path):
+            yield path
+    except CheckpointError as error:
+        if path.exists():
+            raise
+        raise CheckpointError(
+            f"{path}: was replaced by a newer one while it was read, as a training "
+            "that goes on does; try again"
         ) from error
 
 
@@ -492,8 +503,7 @@ def _restore_json(manager: ocp.CheckpointManager, step: int, name: str) -> Any:
 
 
 def _restore_checked(manager: ocp.CheckpointManager, step: int, name: str) -> Any:
-    path = _path(manager, step)
-    with _naming(path):
+    with _reading(manager, step) as path:
         value = _restore_json(manager, step, name)
         _check_json(path, name, value, _restore_json(manager, step, "digests"))
     return value
@@ -501,7 +511,7 @@ def _restore_checked(manager: ocp.CheckpointManager, step: int, name: str) -> An
 
 def _restore_config(manager: ocp.CheckpointManager, step: int) -> Config:
     settings = _restore_checked(manager, step, "config")
-    with _naming(_path(manager, step)):
+    with _reading(manager, step):
         return Config.from_dict(settings)
 
 
@@ -509,8 +519,7 @@ def _restore_variables(
     manager: ocp.CheckpointManager, step: int, model: UNetPlusPlus, config: Config
 ) -> dict[str, Any]:
     """Reads the variables alone, without the optimizer's state."""
-    path = _path(manager, step)
-    with _naming(path):
+    with _reading(manager, step) as path:
         digests = _restore_json(manager, step, "digests")["state"]
         return _read_variables(path, model, config, digests)
 

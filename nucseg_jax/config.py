@@ -49,8 +49,8 @@ class DataConfig:
 
     data_dir: str = _setting(
         "",
-        "Folder with images and their truth. If empty: the data of the network's "
-        "training, or a sample that comes with the programs.",
+        "Folder with images and their truth. If empty: to score, that of the training; "
+        "to train, a sample that comes with the programs.",
     )
     truth: Truth = _setting(
         "auto", "Kind of truth to use where a folder holds both; auto takes labels."

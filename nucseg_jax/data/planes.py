@@ -89,7 +89,7 @@ class Plane:
         region = _region(rows, self.shape[0]), _region(columns, self.shape[1])
         if any(part.stop <= part.start for part in region):
             raise ImageError(f"{self.name}: has no pixels at {rows}, {columns}")
-        with naming(self.path.with_name(self.name)):
+        with naming(self.path.parent / self.name):
             return np.ascontiguousarray(self._read(*region))
 
 
@@ -214,7 +214,10 @@ def can_open(path: pathlib.PurePath) -> bool:
 
 def is_image_folder(path: pathlib.Path) -> bool:
     """Tells whether a folder is one image: an OME-Zarr, or one of several in it."""
-    return path.is_dir() and (_is_called(path, (ZARR_SUFFIX,)) or is_zarr(path))
+    place = path.absolute()
+    is_inside = any(folder.suffix.lower() == ZARR_SUFFIX for folder in place.parents)
+    is_image = _is_called(place, (ZARR_SUFFIX,)) or (is_inside and is_zarr(place))
+    return is_image and place.is_dir()
 
 
 def is_foreign(path: pathlib.PurePath) -> bool:

@@ -35,6 +35,7 @@ from nucseg_jax.inference.outputs.labels_zarr import CHUNK, create_pyramid
 from nucseg_jax.inference.outputs.nuclei import column_names
 from nucseg_jax.inference.outputs.summaries import summary_path
 from nucseg_jax.inference.outputs.tables import format_summary
+from nucseg_jax.inference.record import FileRecord
 
 SAVE = ("labels_zarr", "table")
 _PLAN = "plan.json"
@@ -59,6 +60,8 @@ def segment_image(
 ) -> Outcome:
     """Segments an image and writes its labels and its table; finished ones are skipped.
 
+    If it cannot be read, or the network needs it as a whole, the outcome tells so.
+
     Args:
       client: Of the cluster.
       job: The image, by an absolute path; see `jobs.find_jobs`.
@@ -70,7 +73,6 @@ def segment_image(
 
     Raises:
       ValueError: If blocks cannot be of that size.
-      ImageError: If it cannot be read, or the network needs it as a whole.
       CheckpointError: If there is no readable network.
       OSError: If results cannot be written, or workers died again and again.
     """
@@ -80,24 +82,21 @@ def segment_image(
         )
     run = _Run(client, network, pathlib.Path(output).absolute(), side, tell_progress)
     options = dataclasses.replace(options, save=SAVE)
-    planes = run.do(job, block_tasks.describe_planes, job, options, network)
-    names = {p: job.result_name(p.suffix) for p in planes if p.is_own}
-    stamp = planes[0].info.stamp
-    outcome = Outcome(
-        job,
-        num_elsewhere=len(planes) - len(names),
-        num_retired=EarlierResults(run.output).retire(job, stamp, names.values()),
-    )
-    for index, plane in enumerate(planes):
-        if not plane.is_own:
-            continue
-        name = names[plane]
-        if is_done(run.output, name, job, stamp, SAVE):
-            outcome = outcome.with_skipped()
-        else:
-            source = Source(job, index, options, plane.segmented)
-            outcome = outcome.with_plane(run.segment_plane(source, plane, name))
-    return outcome
+    record = FileRecord(job, EarlierResults(run.output))
+    with record.catching():
+        planes = run.do(job, block_tasks.describe_planes, job, options, network)
+        names = {k: job.result_name(p.suffix) for k, p in enumerate(planes) if p.is_own}
+        stamp = planes[0].info.stamp
+        record.begin(stamp, names.values(), num_elsewhere=len(planes) - len(names))
+        for index, name in names.items():
+            with record.catching():
+                if is_done(run.output, name, job, stamp, SAVE):
+                    record.skip(name)
+                    continue
+                source = Source(job, index, options, planes[index].segmented)
+                count = run.segment_plane(source, planes[index], name)
+                record.add(name, count)
+    return record.finish()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -86,6 +86,8 @@ def _is_gone(result: _Result, job: Job) -> bool:
 
 
 def _remove(results: set[_Result]) -> int:
-    for result in results:
+    """Removes summaries; returns how many were there still."""
+    there = [result for result in results if result.path.exists()]
+    for result in there:
         result.path.unlink(missing_ok=True)
-    return len(results)
+    return len(there)

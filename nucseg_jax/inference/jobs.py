@@ -10,7 +10,7 @@ import os
 import pathlib
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 from nucseg_jax.data.errors import ImageError
 from nucseg_jax.data.planes import (
@@ -63,7 +63,7 @@ class Outcome:
       num_skipped: Planes that were finished before.
       num_elsewhere: Planes that are left to another file, in which they begin.
       num_retired: Earlier results, under names or of contents that the file had then.
-      error: Why it could not be finished, all of it; "" if it was.
+      error: Why not all of it could be finished; "" if it was.
     """
 
     job: Job
@@ -73,18 +73,6 @@ class Outcome:
     num_elsewhere: int = 0
     num_retired: int = 0
     error: str = ""
-
-    def with_plane(self, num_nuclei: int) -> Self:
-        """Counts a plane that was segmented."""
-        return dataclasses.replace(
-            self,
-            num_planes=self.num_planes + 1,
-            num_nuclei=self.num_nuclei + num_nuclei,
-        )
-
-    def with_skipped(self) -> Self:
-        """Counts a plane that was finished before."""
-        return dataclasses.replace(self, num_skipped=self.num_skipped + 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,6 +131,7 @@ def find_jobs(source: str | os.PathLike) -> Found:
     """
     root = pathlib.Path(source)
     if root.is_file() or is_image_folder(root):
+        root = root if root.name else root.resolve()
         relative = pathlib.PurePath(root.name)
         return Found([Job(root, relative, relative.with_suffix(""), is_alone=True)], [])
     if not root.is_dir():
@@ -227,7 +216,7 @@ def take_stamp(image: pathlib.Path, planes: Iterable[Plane]) -> str:
         states = [os.stat(path) for path in inside] or [p.stat() for p in parts]
         checksum = 0
         files = [part for part in parts if part.is_file()]
-        for part in sorted(files, key=lambda part: part.name):
+        for part in sorted(files, key=lambda part: (part.name, part)):
             checksum = _add_checksum(part, checksum)
     except OSError as error:
         raise ImageError(f"{image}: {error.strerror}") from error

@@ -5,13 +5,11 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
-import dataclasses
-import errno
 import os
 import pathlib
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 
 from nucseg_jax.data.errors import ImageError
 from nucseg_jax.data.hue import in_gray
@@ -29,6 +27,7 @@ from nucseg_jax.inference.jobs import (
     take_stamp,
 )
 from nucseg_jax.inference.outputs.nuclei import Nuclei
+from nucseg_jax.inference.record import FileRecord
 from nucseg_jax.inference.segmenter import Segmenter
 from nucseg_jax.inference.streams import PlaneInfo, Window
 from nucseg_jax.inference.tile_predictor import TellTiles
@@ -122,66 +121,34 @@ class _Run:
 
     def segment_file(self, job: Job) -> Outcome:
         """Segments all planes of a file that are not finished."""
-        outcome, stamp = Outcome(job), ""
-        done, errors = set[pathlib.PurePath](), []
-        try:
-            with open_job(job, self._options) as planes:
-                own = [plane for plane in planes if is_own(job, plane)]
-                stamp = take_stamp(job.image, own)
-                names = {job.result_name(plane.suffix) for plane in own}
-                outcome = Outcome(
-                    job,
-                    num_elsewhere=len(planes) - len(own),
-                    num_retired=self._earlier.retire(job, stamp, names),
-                )
-                for plane in own:
-                    name = job.result_name(plane.suffix)
-                    # One damaged page leaves the others of a stack as they are.
-                    try:
-                        outcome = self._count_plane(outcome, plane, name, stamp)
-                        done.add(name)
-                    except ImageError as error:
-                        errors.append(str(error))
-        except ImageError as error:
-            errors.append(str(error))
-        except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:
-                raise
-            reason = "its results' names would be too long; give it a shorter name"
-            errors.append(f"{job.image}: {reason}")
-        return self._fail(outcome, stamp, errors, done) if errors else outcome
+        record = FileRecord(job, self._earlier)
+        with record.catching(), open_job(job, self._options) as planes:
+            own = [plane for plane in planes if is_own(job, plane)]
+            stamp = take_stamp(job.image, own)
+            names = [job.result_name(plane.suffix) for plane in own]
+            record.begin(stamp, names, num_elsewhere=len(planes) - len(own))
+            for plane, name in zip(own, names, strict=True):
+                with record.catching():
+                    self._claim(name, job)
+                    if is_done(self._output, name, job, stamp, self._options.save):
+                        record.skip(name)
+                    else:
+                        record.add(name, self._segment_alone(job, plane, stamp))
+        return record.finish()
 
-    def _fail(
-        self,
-        outcome: Outcome,
-        stamp: str,
-        errors: Sequence[str],
-        done: Collection[pathlib.PurePath],
-    ) -> Outcome:
-        retired = outcome.num_retired
-        with contextlib.suppress(ImageError):
-            # Of a file that could not be opened, its parts are not known.
-            stamp = stamp or take_stamp(outcome.job.image, [])
-            retired += self._earlier.retire_changed(outcome.job, stamp, done)
-        more = f"; and {len(errors) - 1} more of its images" if errors[1:] else ""
-        return dataclasses.replace(
-            outcome, error=f"{errors[0]}{more}", num_retired=retired
-        )
-
-    def _count_plane(
-        self, outcome: Outcome, plane: Plane, name: pathlib.PurePath, stamp: str
-    ) -> Outcome:
-        job = outcome.job
+    def _claim(self, name: pathlib.PurePath, job: Job) -> None:
+        """Refuses a name that results of another file of the run have."""
         if self._claims.setdefault(name, job) is not job:
             raise ImageError(
                 f"{job.image}: its results would have the name {name} of those of "
                 f"{self._claims[name].image}; rename one of the files"
             )
-        if is_done(self._output, name, job, stamp, self._options.save):
-            return outcome.with_skipped()
+
+    def _segment_alone(self, job: Job, plane: Plane, stamp: str) -> int:
+        """Segments a plane; a large one while no other large one is in memory."""
         is_large = plane.shape[0] * plane.shape[1] > _LARGE_PLANE
         with self._one_large_plane if is_large else contextlib.nullcontext():
-            return outcome.with_plane(self._segment_plane(job, plane, stamp))
+            return self._segment_plane(job, plane, stamp)
 
     def _segment_plane(self, job: Job, plane: Plane, stamp: str) -> int:
         """Segments a plane and writes its products; returns the number of nuclei."""

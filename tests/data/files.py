@@ -12,6 +12,8 @@ import PIL.Image
 import tifffile
 import zarr
 
+from tests.helpers import disc_image
+
 
 def noise(shape: tuple[int, ...], dtype: Any = np.uint8, seed: int = 0) -> np.ndarray:
     """Random values over the whole range of a type, in [0, 1] for floats."""
@@ -50,6 +52,22 @@ def png_chunk(kind: bytes, data: bytes) -> bytes:
 def png_header(width: int, height: int) -> bytes:
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header
+
+
+def write_film(path: pathlib.Path, *, seed: int, num_damaged: int = 0) -> None:
+    """Writes three frames, the second and what follows of which may be damaged."""
+    frames = np.stack([disc_image(32, seed=seed + k)[0] for k in range(3)])
+    tifffile.imwrite(
+        path,
+        frames,
+        compression="zlib",
+        photometric="minisblack",
+        metadata={"axes": "TYX"},
+    )
+    with tifffile.TiffFile(path) as tiff, path.open("r+b") as file:
+        for page in tiff.pages[1 : 1 + num_damaged]:
+            file.seek(page.dataoffsets[0])
+            file.write(b"\xff" * page.databytecounts[0])
 
 
 def write_ome_parts(

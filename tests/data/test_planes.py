@@ -7,6 +7,7 @@ import tracemalloc
 import imagecodecs
 import numpy as np
 import PIL.Image
+import PIL.ImageFile
 import pytest
 import tifffile
 import zarr
@@ -579,6 +580,26 @@ def test_colours_of_several_channels_are_channels(tmp_path):
     with open_planes(path, channel="3,4,5") as (plane,):
         assert plane.shape == (70, 50, 6)
         np.testing.assert_array_equal(plane.read()[..., 3:], pixels[1])
+
+
+def test_the_folder_one_is_in_may_be_an_image(tmp_path, monkeypatch):
+    pixels = noise((40, 30))
+    monkeypatch.chdir(write_ome_zarr(tmp_path / "a.zarr", pixels, "yx"))
+    with open_planes(".") as (plane,):
+        np.testing.assert_array_equal(plane.read()[..., 0], pixels)
+
+
+def test_a_palette_is_not_decoded_to_be_opened(tmp_path, monkeypatch):
+    """A run that goes on opens all that is finished."""
+    picture = PIL.Image.fromarray(noise((7, 5)) % 4).convert("P")
+    picture.save(tmp_path / "a.png")
+
+    def decode(image):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(PIL.ImageFile.ImageFile, "load", decode)
+    with open_planes(tmp_path / "a.png") as (plane,):
+        assert plane.shape == (7, 5, 3)
 
 
 def test_a_long_list_of_channels_is_cut(tmp_path):

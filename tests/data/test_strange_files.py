@@ -651,7 +651,14 @@ def ome_zarr_with_several_channels(folder):
 def ome_zarr_of_a_plate(folder):
     group = zarr.open_group(folder / "a.zarr", mode="w", zarr_format=2)
     group.attrs["plate"] = {"columns": [], "rows": [], "wells": []}
-    return folder / "a.zarr", "plate of many images; name one of them"
+    return folder / "a.zarr", "plate of many images; name .* as .*/a.zarr/A/1/0"
+
+
+@refused
+def ome_zarr_of_a_well(folder):
+    group = zarr.open_group(folder / "a.zarr/A/1", mode="w", zarr_format=2)
+    group.attrs["well"] = {"images": [{"path": "0"}]}
+    return folder / "a.zarr/A/1", "well of many images; name .* as .*/a.zarr/A/1/0"
 
 
 @refused

@@ -22,6 +22,16 @@ def test_a_run_may_be_made_longer_but_not_shorter_than_it_is(tmp_path):
     check_resumable(tmp_path, None, change(num_epochs=1))
 
 
+def test_the_run_that_was_begun_with_may_be_named_otherwise(tmp_path, monkeypatch):
+    """Whether its path is stored as an absolute one depends on its being there."""
+    monkeypatch.chdir(tmp_path)
+    place = change(init=str(tmp_path / "runs/a"))
+    check_resumable(tmp_path, change(init="runs/a"), place)
+    check_resumable(tmp_path, place, change(init="runs/a"))
+    with pytest.raises(ValueError, match="other settings"):
+        check_resumable(tmp_path, place, change(init="runs/b"))
+
+
 @pytest.mark.parametrize(("before", "after"), [("", "small"), ("small", "")])
 def test_a_run_began_as_it_began(tmp_path, before, after):
     with pytest.raises(ValueError, match=f"init was '{before}', is '{after}'"):

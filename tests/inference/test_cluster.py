@@ -19,7 +19,7 @@ import tifffile
 import zarr
 
 from nucseg_jax.config import Config, DataConfig, DecodingConfig, ModelConfig
-from nucseg_jax.data.errors import MAX_PIXELS, ImageError
+from nucseg_jax.data.errors import MAX_PIXELS
 from nucseg_jax.inference import block_tasks, cluster
 from nucseg_jax.inference.block_tasks import Network
 from nucseg_jax.inference.blocks import Blocks
@@ -29,7 +29,7 @@ from nucseg_jax.inference.run import segment_files
 from nucseg_jax.inference.segmenter import load_segmenter
 from nucseg_jax.training.optim import create_optimizer
 from nucseg_jax.training.state import TrainState
-from tests.data.files import write_ome_zarr
+from tests.data.files import write_film, write_ome_zarr
 from tests.helpers import same_partition
 from tests.inference.large_image import brightness_network
 from tests.test_checkpoints import save
@@ -252,10 +252,30 @@ def test_after_a_break_it_goes_on_with_the_blocks_of_the_same_plan(
 def test_an_error_of_a_worker_is_told_as_it_is(client, folder, tmp_path):
     (job,) = find_jobs(folder / "slide.zarr").jobs
     job = dataclasses.replace(job, image=folder / "missing.zarr")
-    with pytest.raises(ImageError, match=r"missing\.zarr: no such file"):
-        cluster.segment_image(
-            client, job, Network(str(folder / "run")), tmp_path, OPTIONS, side=SIDE
-        )
+    outcome = cluster.segment_image(
+        client, job, Network(str(folder / "run")), tmp_path, OPTIONS, side=SIDE
+    )
+    assert outcome.error == f"{folder / 'missing.zarr'}: no such file"
+    assert outcome.num_planes == 0
+
+
+def test_a_damaged_page_leaves_the_others_and_no_old_result(client, folder, tmp_path):
+    path, output = tmp_path / "film.tif", tmp_path / "out"
+    network = Network(str(folder / "run"))
+
+    def segment_film(seed, num_damaged):
+        write_film(path, seed=seed, num_damaged=num_damaged)
+        (job,) = find_jobs(path).jobs
+        return cluster.segment_image(client, job, network, output, OPTIONS, side=SIDE)
+
+    assert segment_film(0, 0).num_planes == 3
+    outcome = segment_film(9, 1)
+    assert "film.tif t=1: cannot be read" in outcome.error
+    assert (outcome.num_planes, outcome.num_retired) == (2, 1)
+    path.write_bytes(b"no image any more")
+    (job,) = find_jobs(path).jobs
+    outcome = cluster.segment_image(client, job, network, output, OPTIONS, side=SIDE)
+    assert "is no PNG" in outcome.error and outcome.num_retired == 2
 
 
 def test_one_hue_is_seen_in_gray_as_in_one_process(folder, tmp_path):

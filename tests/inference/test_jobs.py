@@ -150,6 +150,18 @@ def test_a_field_of_an_ome_zarr_plate_may_be_named(tmp_path, metadata):
     assert job.image == tmp_path / "plate.zarr/A/1/0" and job.is_alone
 
 
+def test_the_image_one_is_in_may_be_named(tmp_path, monkeypatch):
+    touch(tmp_path, "a.zarr/zarr.json")
+    monkeypatch.chdir(tmp_path / "a.zarr")
+    (job,) = find_jobs(".").jobs
+    assert job.image == tmp_path / "a.zarr" and job.name.name == "a"
+
+
+def test_a_zarr_group_of_images_is_a_folder_of_them(tmp_path):
+    touch(tmp_path, "screen/.zgroup", "screen/a.zarr/zarr.json", "screen/b.png")
+    assert named(tmp_path / "screen") == {"a.zarr": "a", "b.png": "b"}
+
+
 @pytest.mark.parametrize("name", ["missing", "missing/a.png"])
 def test_a_missing_folder_is_an_error(tmp_path, name):
     with pytest.raises(ImageError, match="missing.*: no such file or folder"):

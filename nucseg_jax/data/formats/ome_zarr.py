@@ -82,11 +82,12 @@ def _image_groups(path: pathlib.Path, root: zarr.Group) -> list[zarr.Group]:
     metadata = _ome(root)
     if "multiscales" in metadata:
         return [root]
-    if "plate" in metadata or "well" in metadata:
-        raise errors.ImageError(
-            f"{path}: holds a plate of many images; name one of them, such as "
-            f"{path / 'A' / '1' / '0'}"
-        )
+    for kind, first in (("plate", path / "A" / "1" / "0"), ("well", path / "0")):
+        if kind in metadata:
+            raise errors.ImageError(
+                f"{path}: holds a {kind} of many images; name one of them, such as "
+                f"{first}"
+            )
     groups = []
     while isinstance(group := root.get(str(len(groups))), zarr.Group):
         groups.append(group)

@@ -63,8 +63,8 @@ def open_raster(path: pathlib.Path, *, max_pixels: int) -> Iterator[list[Stack]]
                 f"{path}: is an animation; save its pictures as files or as a TIFF"
             )
         orientation = _orientation(image, file)
-        with contextlib.closing(_Picture(image, file)) as picture:
-            yield [_stack_of(path, picture, orientation)]
+        with contextlib.closing(_Picture(path, image, file)) as picture:
+            yield [_stack_of(picture, orientation)]
 
 
 class _Picture:
@@ -74,7 +74,10 @@ class _Picture:
     picture would be in memory twice.
     """
 
-    def __init__(self, image: PIL.Image.Image, file: BinaryIO) -> None:
+    def __init__(
+        self, path: pathlib.Path, image: PIL.Image.Image, file: BinaryIO
+    ) -> None:
+        self._path = path
         self._image = image
         self._file = file
         self._lock = threading.Lock()
@@ -88,7 +91,7 @@ class _Picture:
             self.is_colour = image.mode not in ("1", "L", "LA")
             self.dtype = np.dtype(bool if image.mode == "1" else np.uint8)
         self.samples = 3 if self.is_colour else 1
-        self.palette = image.getpalette() if image.mode == "P" else None
+        self.is_indexed = image.mode == "P"
 
     def read(self, rows: slice, columns: slice) -> np.ndarray:
         """Reads a region as it is stored, [h, w, samples]."""
@@ -102,6 +105,7 @@ class _Picture:
         """Reads a region of a picture with a palette before that is looked up."""
         with self._lock:
             self._decode()
+            check_background(self._path, (self._image.getpalette() or [])[:3])
             region = (columns.start, rows.start, columns.stop, rows.stop)
             return np.array(self._image.crop(region))[..., None]
 
@@ -139,7 +143,7 @@ class _Picture:
         return region
 
 
-def _stack_of(path: pathlib.Path, picture: _Picture, orientation: int) -> Stack:
+def _stack_of(picture: _Picture, orientation: int) -> Stack:
     shape = regions.turned_shape(picture.height, picture.width, orientation)
 
     def read(index: tuple[int, ...], rows: slice, columns: slice) -> np.ndarray:
@@ -148,7 +152,6 @@ def _stack_of(path: pathlib.Path, picture: _Picture, orientation: int) -> Stack:
         )
 
     def read_indices(index: tuple[int, ...], rows: slice, columns: slice) -> np.ndarray:
-        check_background(path, picture.palette[:3] if picture.palette else ())
         return regions.read_turned(
             picture.read_indices, rows, columns, shape=shape, orientation=orientation
         )
@@ -163,7 +166,7 @@ def _stack_of(path: pathlib.Path, picture: _Picture, orientation: int) -> Stack:
         dtype=picture.dtype,
         pixel_size=None,  # Resolutions in these formats are those of printers.
         read=read,
-        read_stored=read_indices if picture.palette else None,
+        read_stored=read_indices if picture.is_indexed else None,
     )
 
 
