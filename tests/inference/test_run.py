@@ -316,6 +316,15 @@ def test_a_name_too_long_for_results_is_told_and_the_rest_done(
     assert not list((tmp_path / "out").rglob("*.tmp"))
 
 
+@pytest.fixture
+def heeds_sigint():
+    """Programs that a shell starts in the background are told to ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeds_sigint")
 def test_a_run_that_is_left_does_not_finish_the_image_in_work(network, tmp_path):
     """As Ctrl-C leaves it, while a large image has hours to go."""
     path = tmp_path / "large.tif"
