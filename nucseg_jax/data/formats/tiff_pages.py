@@ -29,6 +29,8 @@ _FILLING = b"\0\xff"
 _MOST_FILLING = 64
 
 _LONGEST_COUNTED = 1 << 32  # Bytes; counts of longer strips do not fit a TIFF's tags.
+# Their decoder gives bytes for bits.
+_FAX = (COMPRESSION.CCITTRLE, COMPRESSION.CCITT_T4, COMPRESSION.CCITT_T6)
 _JPEG = (COMPRESSION.OJPEG, COMPRESSION.JPEG, COMPRESSION.ALT_JPEG)
 _JPEG_2000_START = b"\xff\x4f\xff\x51"
 
@@ -230,6 +232,9 @@ class Pages:
         tables = {"jpegtables": page.jpegtables, "jpegheader": keyframe.jpegheader}
         block, _, _ = decode(data, index, **tables)
         assert block is not None
+        is_fax = keyframe.compression in _FAX
+        if self.dtype == bool and block.dtype != bool and not is_fax:
+            raise self._damage(f"tells of 1 bit and holds {block.dtype}")
         return block[0]
 
     def _read_bytes(self, page: Page, offset: int, size: int) -> bytes:
