@@ -216,8 +216,13 @@ def is_image_folder(path: pathlib.Path) -> bool:
     """Tells whether a folder is one image: an OME-Zarr, or one of several in it."""
     place = path.absolute()
     is_inside = any(folder.suffix.lower() == ZARR_SUFFIX for folder in place.parents)
-    is_image = _is_called(place, (ZARR_SUFFIX,)) or (is_inside and is_zarr(place))
+    is_image = is_called_zarr(place) or (is_inside and is_zarr(place))
     return is_image and place.is_dir()
+
+
+def is_called_zarr(path: pathlib.PurePath) -> bool:
+    """Tells by its name whether a folder is an OME-Zarr."""
+    return _is_called(path, (ZARR_SUFFIX,))
 
 
 def is_foreign(path: pathlib.PurePath) -> bool:

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 from nucseg_jax.data.errors import ImageError
 from nucseg_jax.data.planes import (
-    ZARR_SUFFIX,
     Plane,
     can_open,
     check_pixel_size,
+    is_called_zarr,
     is_foreign,
     is_image_folder,
     open_planes,
@@ -307,7 +307,7 @@ def _walk(root: pathlib.Path) -> Iterator[pathlib.PurePath]:
         if outputs.holds_results(pathlib.Path(folder)):
             subfolders[:] = set(subfolders) - outputs.FOLDERS
         subfolders.sort()
-        found = [name for name in subfolders if _is_zarr(name)]
+        found = [n for n in subfolders if is_called_zarr(pathlib.PurePath(n))]
         # An OME-Zarr is a folder, and one image.
         subfolders[:] = [
             name
@@ -325,10 +325,6 @@ def _leads_inside(path: str, top: str) -> bool:
     if not os.path.islink(path):
         return False
     return pathlib.Path(os.path.realpath(path)).is_relative_to(top)
-
-
-def _is_zarr(folder: str) -> bool:
-    return folder.lower().endswith(ZARR_SUFFIX) and folder[0] != "."
 
 
 def _name_results(paths: Sequence[pathlib.PurePath]) -> list[pathlib.PurePath]:

@@ -23,7 +23,7 @@ import PIL.PngImagePlugin
 
 from nucseg_jax.data import errors
 from nucseg_jax.data.formats import regions
-from nucseg_jax.data.formats.stacks import COLOURS, Stack, check_background
+from nucseg_jax.data.formats.stacks import COLOURS, ReadPicture, Stack, check_background
 
 JPEG = b"\xff\xd8\xff"
 # First bytes -> reader. Not PIL.Image.open, which has a limit of its own on the size.
@@ -146,14 +146,9 @@ class _Picture:
 def _stack_of(picture: _Picture, orientation: int) -> Stack:
     shape = regions.turned_shape(picture.height, picture.width, orientation)
 
-    def read(index: tuple[int, ...], rows: slice, columns: slice) -> np.ndarray:
-        return regions.read_turned(
-            picture.read, rows, columns, shape=shape, orientation=orientation
-        )
-
-    def read_indices(index: tuple[int, ...], rows: slice, columns: slice) -> np.ndarray:
-        return regions.read_turned(
-            picture.read_indices, rows, columns, shape=shape, orientation=orientation
+    def make_read(read: Callable[[slice, slice], np.ndarray]) -> ReadPicture:
+        return lambda index, rows, columns: regions.read_turned(
+            read, rows, columns, shape=shape, orientation=orientation
         )
 
     return Stack(
@@ -165,8 +160,8 @@ def _stack_of(picture: _Picture, orientation: int) -> Stack:
         is_colour=picture.is_colour,
         dtype=picture.dtype,
         pixel_size=None,  # Resolutions in these formats are those of printers.
-        read=read,
-        read_stored=read_indices if picture.is_indexed else None,
+        read=make_read(picture.read),
+        read_stored=make_read(picture.read_indices) if picture.is_indexed else None,
     )
 
 

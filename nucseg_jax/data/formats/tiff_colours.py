@@ -73,11 +73,9 @@ def describe(path: pathlib.Path, page: tifffile.TiffPage, *, kind: str) -> Sampl
         photometric = PHOTOMETRIC.MINISBLACK
     if photometric == PHOTOMETRIC.PALETTE and count == 1:
         table = _palette(page)
-        return Samples(
-            COLOURS,
-            True,
-            table.dtype,
+        return _colours(
             lambda pixels: table[pixels[..., 0].astype(np.intp)],
+            table.dtype,
             convert_stored=functools.partial(_to_indices, path=path, table=table),
         )
     if photometric == PHOTOMETRIC.SEPARATED and count >= 4:
@@ -103,8 +101,13 @@ def _is_ycbcr(page: tifffile.TiffPage) -> bool:
     return page.samplesperpixel == 3 and (is_aperio or is_told)
 
 
-def _colours(convert: Convert, dtype: np.typing.DTypeLike) -> Samples:
-    return Samples(COLOURS, True, np.dtype(dtype), convert)
+def _colours(
+    convert: Convert,
+    dtype: np.typing.DTypeLike,
+    *,
+    convert_stored: Convert | None = None,
+) -> Samples:
+    return Samples(COLOURS, True, np.dtype(dtype), convert, convert_stored)
 
 
 def _gray(page: tifffile.TiffPage, count: int) -> Samples:
