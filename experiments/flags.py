@@ -198,7 +198,7 @@ def parse_threshold(text: str) -> float:
     """Reads a probability.
 
     Raises:
-      ValueError: If the text is no number between 0 and 1.
+      ValueError: If the text is not a number between 0 and 1.
     """
     try:
         value = float(text)

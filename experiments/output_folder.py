@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from nucseg_jax.files import TEXT, write_json, writing_text
-from nucseg_jax.inference.jobs import Outcome
 from nucseg_jax.inference.outputs import FOLDERS, merge_tables
 from nucseg_jax.inference.outputs.page import write_report
 from nucseg_jax.inference.outputs.summaries import SETTINGS, summary_paths
+from nucseg_jax.inference.record import Outcome
 
 # Of files that a run did not come to.
 LEFT = "maybe not done, for --on_error=stop ended the run at the error before them"

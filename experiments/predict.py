@@ -26,6 +26,7 @@ from experiments import output_folder
 from experiments.device import start_device
 from experiments.prediction import (
     choose_checkpoint,
+    define_flags,
     find_settings,
     read_network,
     read_options,
@@ -37,17 +38,16 @@ from nucseg_jax.files import remove_leftovers
 from nucseg_jax.inference import outputs
 from nucseg_jax.inference.jobs import (
     Options,
-    Outcome,
     find_jobs,
     select_shard,
 )
+from nucseg_jax.inference.record import Outcome
 from nucseg_jax.inference.run import Watch, segment_files
 from nucseg_jax.inference.segmenter import Segmenter, load_segmenter
 from nucseg_jax.inference.streams import PlaneInfo
 from nucseg_jax.inference.tile_predictor import TellTiles
 from nucseg_jax.training.stopping import Stopped
 
-shared.checkpoint(required=False)
 _INPUT = shared.source("Image, or folder searched with its subfolders.")
 _OUTPUT = shared.output("Folder for the results.")
 _SAVE = flags.DEFINE_list(
@@ -56,16 +56,7 @@ _SAVE = flags.DEFINE_list(
     "What to write: "
     + "; ".join(f"{product.name} ({product.help})" for product in outputs.PRODUCTS),
 )
-shared.mode()
-shared.threshold()
-shared.tta()
-shared.tile()
-shared.dtype()
-shared.scale()
-shared.pixel_size()
-shared.channel()
-shared.axes()
-shared.max_pixels()
+define_flags()
 _ON_ERROR = flags.DEFINE_enum(
     "on_error", "skip", ["skip", "stop"], "What a file that cannot be read does."
 )

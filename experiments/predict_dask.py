@@ -29,6 +29,7 @@ from experiments import output_folder
 from experiments.device import describe_device
 from experiments.prediction import (
     choose_checkpoint,
+    define_flags,
     find_settings,
     read_network,
     read_options,
@@ -37,21 +38,12 @@ from experiments.prediction import (
 )
 from nucseg_jax import pretrained
 from nucseg_jax.files import remove_leftovers
-from nucseg_jax.inference.jobs import Job, Outcome, find_jobs
+from nucseg_jax.inference.jobs import Job, find_jobs
+from nucseg_jax.inference.record import Outcome
 
-shared.checkpoint(required=False)
 _INPUT = shared.source("The image, where all workers can read it.")
 _OUTPUT = shared.output("Folder for the results, where all workers can write.")
-shared.mode()
-shared.threshold()
-shared.tta()
-shared.tile()
-shared.dtype()
-shared.scale()
-shared.pixel_size()
-shared.channel()
-shared.axes()
-shared.max_pixels()
+define_flags()
 _SCHEDULER = flags.DEFINE_string(
     "scheduler",
     "",

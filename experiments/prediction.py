@@ -1,4 +1,4 @@
-"""What the flags say that all programs that predict have."""
+"""The flags that all programs that predict have, and what they say."""
 
 from __future__ import annotations
 
@@ -12,18 +12,35 @@ from typing import Any
 from absl import flags
 
 import nucseg_jax
-from experiments.flags import parse_threshold
+from experiments import flags as shared
 from nucseg_jax import pretrained
 from nucseg_jax.checkpoints import read_config, read_digest
 from nucseg_jax.inference.jobs import Options
 from nucseg_jax.inference.segmenter import choose_decoding
+
+flags.disclaim_key_flags()  # They show in the help of who asked.
+
+
+def define_flags() -> None:
+    """Asks for the flags of the network and of how it sees images."""
+    shared.checkpoint(required=False)
+    shared.mode()
+    shared.threshold()
+    shared.tta()
+    shared.tile()
+    shared.dtype()
+    shared.scale()
+    shared.pixel_size()
+    shared.channel()
+    shared.axes()
+    shared.max_pixels()
 
 
 def read_options(save: Sequence[str]) -> Options:
     """Reads from the flags what to do with each file.
 
     Raises:
-      ValueError: If the pixel size or the scale cannot be.
+      ValueError: If the pixel size or the scale is out of range.
     """
     values = flags.FLAGS
     return Options(
@@ -48,11 +65,15 @@ def read_network(checkpoint: str) -> dict[str, Any]:
     return {
         "checkpoint": checkpoint,
         "mode": values.mode or None,
-        "threshold": parse_threshold(values.threshold) if values.threshold else None,
+        "threshold": _read_threshold(values.threshold),
         "tta": int(values.tta),
         "tile": values.tile or None,
         "dtype": values.dtype or None,
     }
+
+
+def _read_threshold(text: str) -> float | None:
+    return shared.parse_threshold(text) if text else None
 
 
 def find_settings(network: Mapping[str, Any], options: Options) -> dict[str, Any]:

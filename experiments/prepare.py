@@ -66,7 +66,7 @@ def unpack(source: pathlib.Path, scratch: pathlib.Path) -> pathlib.Path:
     """Returns the folder of a data set, unpacking a zip file into `scratch`.
 
     Raises:
-      ValueError: If the source is no folder and no zip file, or is damaged, or
+      ValueError: If the source is neither a folder nor a zip file, or is damaged, or
         unpacks too large.
     """
     if source.is_dir():
@@ -111,7 +111,7 @@ def prepare(
         if not example.has_instances:
             raise ValueError(
                 f"{example.truth[0]}: is a binary mask, which tells no nuclei apart; "
-                "wanted is one mask file a nucleus, or label images. Such a folder can "
+                "expected one mask file a nucleus, or label images. Such a folder can "
                 "be learned from as it is, with --targets=foreground"
             )
     (output / "images").mkdir(parents=True)

@@ -333,7 +333,7 @@ def _begin_with(config: Config, created: state.TrainState) -> state.TrainState:
     if tuple(model.features) != features or missing:
         raise ValueError(
             f"--init={name} has features {tuple(model.features)} and targets "
-            f"{old.data.targets}, wanted are {features} and {targets}: give the same "
+            f"{old.data.targets}, expected {features} and {targets}: give the same "
             "features, and none but its targets"
         )
     variables = select_targets(variables, old.data.targets, targets)

@@ -437,8 +437,8 @@ def _open_for_reading(
     folder = pathlib.Path(directory).absolute() / name
     if not folder.is_dir():
         raise CheckpointError(
-            f"{directory}: holds no folder {name}/ of a trained run, and is no network "
-            "that comes with the project"
+            f"{directory}: holds no folder {name}/ of a trained run, and is not a "
+            "network that comes with the project"
         )
     options = ocp.CheckpointManagerOptions(best_fn=_best_metric, read_only=True)
     with _naming(folder):

@@ -128,7 +128,7 @@ class DataConfig:
             self.targets[:1] == ("foreground",)
             and set(self.targets) <= set(TARGET_NAMES)
             and len(set(self.targets)) == len(self.targets),
-            f"targets is {self.targets}; wanted is foreground, then any of "
+            f"targets is {self.targets}; expected foreground, then any of "
             f"{', '.join(TARGET_NAMES[1:])}",
         )
 
@@ -326,7 +326,7 @@ class Config:
 
 def _build(section: type, settings: Any) -> Any:
     name = section.__name__
-    _check(isinstance(settings, dict), f"{name} is {settings!r}; wanted are settings")
+    _check(isinstance(settings, dict), f"{name} is {settings!r}; expected settings")
     defaults = {field.name: field.default for field in dataclasses.fields(section)}
     unknown = set(settings) - set(defaults)
     _check(not unknown, f"unknown setting(s) in {name}: {sorted(unknown)}")
@@ -339,5 +339,5 @@ def _restore(name: str, value: Any, default: Any) -> Any:
         return tuple(_restore(name, item, default[0]) for item in value)
     kind = type(default)
     wanted = (int, float) if kind is float else kind
-    _check(isinstance(value, wanted), f"{name} is {value!r}; wanted is {kind.__name__}")
+    _check(isinstance(value, wanted), f"{name} is {value!r}; expected {kind.__name__}")
     return value

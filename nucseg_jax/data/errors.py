@@ -32,13 +32,13 @@ def naming(path: pathlib.Path) -> Iterator[None]:
 
 
 def check_dtype(name: str | pathlib.Path, dtype: np.dtype) -> None:
-    """Refuses values that are no brightness: complex numbers, words, dates, objects.
+    """Refuses values that are not intensities: complex numbers, words, dates, objects.
 
     Raises:
       ImageError: If they are; calls the image by `name`.
     """
     if dtype.kind not in "buif":
-        raise ImageError(f"{name}: values of type {dtype} are no brightness")
+        raise ImageError(f"{name}: values of type {dtype} are not intensities")
 
 
 def check_size(path: pathlib.Path, num_pixels: int, max_pixels: int) -> None:

@@ -36,7 +36,7 @@ _NAME_ENDINGS = ("_mask", "_masks", "_label", "_labels")
 
 
 class DatasetError(ValueError):
-    """A folder is no usable data set; the message says what is wrong and where."""
+    """A folder is not a usable data set; the message says what is wrong and where."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +211,7 @@ def _read_index(path: pathlib.Path) -> list[dict[str, str]]:
     if repeated:
         raise DatasetError(f"{path}: columns appear twice: {repeated[:5]}")
     if "id" not in columns:
-        raise DatasetError(f"{path}: wanted is a column named id")
+        raise DatasetError(f"{path}: expected a column named id")
     return [
         dict(itertools.zip_longest(columns, row[: len(columns)], fillvalue=""))
         for row in rows
@@ -316,7 +316,7 @@ def _split_by_column(
         if value not in _ALIASES:
             raise DatasetError(
                 f"index.csv: column {column} of {example.id} holds {value!r}; "
-                "wanted is train, val or test"
+                "expected train, val or test"
             )
         subsets[_ALIASES[value]].append(example)
     return subsets
@@ -355,7 +355,7 @@ def _read_text(path: pathlib.Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DatasetError(f"{path}: is no text in UTF-8 ({error.reason})") from error
+        raise DatasetError(f"{path}: is not text in UTF-8 ({error.reason})") from error
 
 
 def _split_by_fraction(

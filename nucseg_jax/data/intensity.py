@@ -47,7 +47,7 @@ def to_rgb(
     if pixels.ndim == 2:
         pixels = pixels[..., None]
     if pixels.ndim != 3 or pixels.shape[-1] not in (1, 2, 3, 4) or 0 in pixels.shape:
-        raise ImageError(f"{name}: is {pixels.shape}; wanted is [H, W] or [H, W, 1-4]")
+        raise ImageError(f"{name}: is {pixels.shape}; expected [H, W] or [H, W, 1-4]")
     unit = _to_unit_range(_drop_alpha(pixels), value_range)
     return np.ascontiguousarray(np.broadcast_to(unit, (*unit.shape[:2], 3)))
 

@@ -154,17 +154,17 @@ def plane_of_array(
 
     Raises:
       ImageError: If shape or dtype is another, or the channel does not exist.
-      ValueError: If the pixel size cannot be, see `check_pixel_size`.
+      ValueError: If the pixel size is out of range, see `check_pixel_size`.
     """
     check_dtype("the image", image.dtype)
     check_pixel_size(pixel_size)
     pixels = image[..., None] if image.ndim == 2 else image
     if pixels.ndim != 3 or 0 in pixels.shape:
-        raise ImageError(f"the image: is {image.shape}; wanted is [H, W] or [H, W, C]")
+        raise ImageError(f"the image: is {image.shape}; expected [H, W] or [H, W, C]")
     num_channels = pixels.shape[-1]
     if num_channels > max(min(pixels.shape[:2]), _MOST_COLOURS):
         raise ImageError(
-            f"the image: is {image.shape}; wanted is [H, W] or [H, W, C], so bring the "
+            f"the image: is {image.shape}; expected [H, W] or [H, W, C], so bring the "
             "channels to the end: np.moveaxis(image, 0, -1)"
         )
     if channel is None and num_channels not in (1, 3):
@@ -287,7 +287,7 @@ def _parse_channels(path: pathlib.Path, stack: Stack, channel: str) -> tuple[int
             f"{path}: has no --channel={channel}, but {_list_channels(stack)}"
         )
     if len(chosen) not in (1, 3):
-        raise ImageError(f"--channel={channel}: wanted is one channel, or three")
+        raise ImageError(f"--channel={channel}: expected one channel, or three")
     return chosen
 
 

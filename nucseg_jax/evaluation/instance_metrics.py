@@ -39,7 +39,7 @@ def average_precision(
       AP at each threshold, float64, in the shape of `thresholds`.
 
     Raises:
-      ValueError: If shapes differ, an array is no label image, or a threshold lies
+      ValueError: If shapes differ, an array is not a label image, or a threshold lies
         outside [0, 1].
     """
     table = overlap_table(true_labels, pred_labels)

@@ -58,7 +58,7 @@ def overlap_table(true_labels: np.ndarray, pred_labels: np.ndarray) -> OverlapTa
       pred_labels: Label image of the same shape.
 
     Raises:
-      ValueError: If shapes differ, or an array is no label image.
+      ValueError: If shapes differ, or an array is not a label image.
     """
     if np.shape(true_labels) != np.shape(pred_labels):
         raise ValueError(
@@ -123,7 +123,7 @@ def _flatten(label_image: np.ndarray) -> np.ndarray:
     labels = np.asarray(label_image)
     if labels.ndim != 2 or labels.dtype.kind not in "iu":
         raise ValueError(
-            f"wanted are integers [H, W] as label image, not {labels.dtype} of shape "
+            f"expected integers [H, W] as label image, not {labels.dtype} of shape "
             f"{labels.shape}"
         )
     if labels.size and (labels.min() < 0 or labels.max() > _MAX_ID):

@@ -58,7 +58,7 @@ class PixelCounts(_Mergeable):
         if foreground.shape != mask.shape:
             raise ValueError(f"foreground {foreground.shape} and mask {mask.shape}")
         if foreground.dtype != bool or mask.dtype != bool:
-            raise ValueError(f"wanted is bool, not {foreground.dtype} and {mask.dtype}")
+            raise ValueError(f"expected bool, not {foreground.dtype} and {mask.dtype}")
         rows = _expand(valid, mask.ndim)
         return cls(
             tp=(foreground & mask & rows).sum(),

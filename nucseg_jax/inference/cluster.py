@@ -30,12 +30,12 @@ from nucseg_jax.inference.block_tasks import Description, Network, Source, Work
 from nucseg_jax.inference.blocks import Block, Blocks, number_blocks, round_of
 from nucseg_jax.inference.contrast import Contrast, make_contrast
 from nucseg_jax.inference.earlier_results import EarlierResults
-from nucseg_jax.inference.jobs import Job, Options, Outcome, is_done
+from nucseg_jax.inference.jobs import Job, Options, is_done
 from nucseg_jax.inference.outputs.labels_zarr import CHUNK, create_pyramid
 from nucseg_jax.inference.outputs.nuclei import column_names
 from nucseg_jax.inference.outputs.summaries import summary_path
 from nucseg_jax.inference.outputs.tables import format_summary
-from nucseg_jax.inference.record import FileRecord
+from nucseg_jax.inference.record import FileRecord, Outcome
 
 SAVE = ("labels_zarr", "table")
 _PLAN = "plan.json"

@@ -52,29 +52,6 @@ class Job:
         return self.name.with_name(self.name.name + suffix)
 
 
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What became of one file.
-
-    Attributes:
-      job: Which.
-      num_nuclei: Newly found, in all its planes.
-      num_planes: Newly segmented.
-      num_skipped: Planes that were finished before.
-      num_elsewhere: Planes that are left to another file, in which they begin.
-      num_retired: Earlier results, under names or of contents that the file had then.
-      error: Why not all of it could be finished; "" if it was.
-    """
-
-    job: Job
-    num_nuclei: int = 0
-    num_planes: int = 0
-    num_skipped: int = 0
-    num_elsewhere: int = 0
-    num_retired: int = 0
-    error: str = ""
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
     """What to do with each file.
@@ -89,7 +66,7 @@ class Options:
       max_pixels: Refuse larger images of a kind that is decoded as a whole.
 
     Raises:
-      ValueError: If the pixel size or the scale cannot be.
+      ValueError: If the pixel size or the scale is out of range.
     """
 
     save: Sequence[str]

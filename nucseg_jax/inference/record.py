@@ -3,13 +3,37 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import pathlib
 from collections.abc import Collection, Iterator
 
 from nucseg_jax.data.errors import ImageError
 from nucseg_jax.inference.earlier_results import EarlierResults
-from nucseg_jax.inference.jobs import Job, Outcome, take_stamp
+from nucseg_jax.inference.jobs import Job, take_stamp
+
+
+@dataclasses.dataclass
+class Outcome:
+    """What became of one file.
+
+    Attributes:
+      job: Which.
+      num_nuclei: Newly found, in all its planes.
+      num_planes: Newly segmented.
+      num_skipped: Planes that were finished before.
+      num_elsewhere: Planes that are left to another file, in which they begin.
+      num_retired: Earlier results, under names or of contents that the file had then.
+      error: Why not all of it could be finished; "" if it was.
+    """
+
+    job: Job
+    num_nuclei: int = 0
+    num_planes: int = 0
+    num_skipped: int = 0
+    num_elsewhere: int = 0
+    num_retired: int = 0
+    error: str = ""
 
 
 class FileRecord:
@@ -33,11 +57,9 @@ class FileRecord:
           job: The file.
           earlier: What was in the output folder when the run began.
         """
-        self._job, self._earlier = job, earlier
+        self._outcome, self._earlier = Outcome(job), earlier
         self._stamp = ""
         self._finished: set[pathlib.PurePath] = set()
-        self._num_nuclei = self._num_planes = self._num_skipped = 0
-        self._num_elsewhere = self._num_retired = 0
         self._errors: list[str] = []
 
     @contextlib.contextmanager
@@ -55,7 +77,7 @@ class FileRecord:
             if error.errno != errno.ENAMETOOLONG:
                 raise
             reason = "its results' names would be too long; give it a shorter name"
-            self._errors.append(f"{self._job.image}: {reason}")
+            self._errors.append(f"{self._outcome.job.image}: {reason}")
 
     def begin(
         self, stamp: str, names: Collection[pathlib.PurePath], *, num_elsewhere: int = 0
@@ -67,45 +89,38 @@ class FileRecord:
           names: Of the results of its pictures.
           num_elsewhere: Pictures that are left to another file.
         """
-        self._stamp, self._num_elsewhere = stamp, num_elsewhere
-        self._num_retired += self._earlier.retire(self._job, stamp, names)
+        self._stamp, self._outcome.num_elsewhere = stamp, num_elsewhere
+        retired = self._earlier.retire(self._outcome.job, stamp, names)
+        self._outcome.num_retired += retired
 
     def add(self, name: pathlib.PurePath, num_nuclei: int) -> None:
         """Counts a picture that was segmented."""
         self._finished.add(name)
-        self._num_planes += 1
-        self._num_nuclei += num_nuclei
+        self._outcome.num_planes += 1
+        self._outcome.num_nuclei += num_nuclei
 
     def skip(self, name: pathlib.PurePath) -> None:
         """Counts a picture that was finished before."""
         self._finished.add(name)
-        self._num_skipped += 1
+        self._outcome.num_skipped += 1
 
     def finish(self) -> Outcome:
         """Tells what became of the file."""
         if self._errors:
             self._retire_changed()
-        return Outcome(
-            self._job,
-            num_nuclei=self._num_nuclei,
-            num_planes=self._num_planes,
-            num_skipped=self._num_skipped,
-            num_elsewhere=self._num_elsewhere,
-            num_retired=self._num_retired,
-            error=self._tell_errors(),
-        )
+            self._outcome.error = self._tell_errors()
+        return self._outcome
 
     def _retire_changed(self) -> None:
         """Takes what was found in the file when it was another out of the tables."""
         with contextlib.suppress(ImageError):
             # Of a file that could not be opened, its parts are not known.
-            stamp = self._stamp or take_stamp(self._job.image, [])
-            self._num_retired += self._earlier.retire_changed(
-                self._job, stamp, self._finished
-            )
+            job = self._outcome.job
+            stamp = self._stamp or take_stamp(job.image, [])
+            retired = self._earlier.retire_changed(job, stamp, self._finished)
+            self._outcome.num_retired += retired
 
     def _tell_errors(self) -> str:
         """The first of them: in a stack, most pages fail alike."""
-        first = self._errors[0] if self._errors else ""
-        more = len(self._errors) - 1
-        return f"{first}; and {more} more of its images" if more > 0 else first
+        first, *more = self._errors
+        return f"{first}; and {len(more)} more of its images" if more else first

@@ -19,7 +19,6 @@ from nucseg_jax.inference.earlier_results import EarlierResults
 from nucseg_jax.inference.jobs import (
     Job,
     Options,
-    Outcome,
     describe,
     is_done,
     is_own,
@@ -27,7 +26,7 @@ from nucseg_jax.inference.jobs import (
     take_stamp,
 )
 from nucseg_jax.inference.outputs.nuclei import Nuclei
-from nucseg_jax.inference.record import FileRecord
+from nucseg_jax.inference.record import FileRecord, Outcome
 from nucseg_jax.inference.segmenter import Segmenter
 from nucseg_jax.inference.streams import PlaneInfo, Window
 from nucseg_jax.inference.tile_predictor import TellTiles

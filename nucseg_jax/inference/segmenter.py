@@ -145,8 +145,8 @@ class Segmenter:
             another magnification than those it was trained on.
 
         Raises:
-          ImageError: If shape or dtype is another, or the scale cannot be.
-          ValueError: If the pixel size cannot be, see `planes.check_pixel_size`.
+          ImageError: If shape or dtype is another, or the scale is out of range.
+          ValueError: If the pixel size is out of range, see `planes.check_pixel_size`.
         """
         given = plane_of_array(
             np.asarray(image), channel=channel, pixel_size=pixel_size
@@ -226,7 +226,7 @@ class Segmenter:
 
         Raises:
           ImageError: If it cannot be read, or is too large to be prepared, or the scale
-            cannot be.
+            is out of range.
         """
         self.check_scale(plane, scale)
         shape = plane.shape[:2]
@@ -309,7 +309,7 @@ class Segmenter:
 
         Raises:
           ImageError: If it cannot be read, or the network needs the whole plane, or the
-            scale cannot be.
+            scale is out of range.
         """
         self.check_scale(plane, scale)
         self.check_regions(plane)

@@ -11,8 +11,8 @@ import numpy as np
 
 from nucseg_jax.data import preprocessing
 from nucseg_jax.inference import tiling
-from nucseg_jax.inference.overlap import read_ahead
 from nucseg_jax.inference.predictor import PredictFn
+from nucseg_jax.inference.read_ahead import read_ahead
 from nucseg_jax.inference.scaling import ReadRegion
 from nucseg_jax.network.unet_plus_plus import Interior
 
@@ -61,7 +61,7 @@ class TilePredictor:
           undivided: Whether an image is one tile, however large.
 
         Raises:
-          ValueError: If a tile of that size cannot be.
+          ValueError: If there is no tile of that size.
         """
         if tile is not None and (tile <= 0 or tile % _SIZE_STEP):
             raise ValueError(

@@ -134,7 +134,7 @@ def plan_axis(
 
 
 def round_up(length: int, step: int) -> int:
-    """Returns the first multiple of `step` that is no less."""
+    """Returns the first multiple of `step` that is not less."""
     return -(-length // step) * step
 
 

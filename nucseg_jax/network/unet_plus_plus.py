@@ -283,7 +283,7 @@ def check_image(image: Array, depth: int) -> None:
     """Raises ValueError unless `image` is [B, H, W, 3] with H and W divisible."""
     multiple = 2 ** (depth - 1)
     if image.ndim != 4 or image.shape[-1] != 3:
-        raise ValueError(f"image is {image.shape}; wanted is [B, H, W, 3]")
+        raise ValueError(f"image is {image.shape}; expected [B, H, W, 3]")
     if image.shape[1] % multiple or image.shape[2] % multiple:
         raise ValueError(
             f"image is {image.shape}; height and width must be multiples of {multiple}"

@@ -224,7 +224,7 @@ def test_missing_image_of_an_index_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "message"),
     (
-        (("name", "a"), "wanted is a column named id"),
+        (("name", "a"), "expected a column named id"),
         (("id",), "lists no image"),
         (("",), "lists no image"),
         (("id", '"' + "a" * 200_000), "line 2: field larger than field limit"),
@@ -240,7 +240,7 @@ def test_index_without_ids_is_named(tmp_path, lines, message):
 def test_index_in_another_encoding_is_named(tmp_path):
     touch(tmp_path, "images/a.png", "labels/a.png")
     write_index(tmp_path, "id,stain", "a,blaß", encoding="latin-1")
-    with pytest.raises(DatasetError, match=r"index\.csv: is no text in UTF-8"):
+    with pytest.raises(DatasetError, match=r"index\.csv: is not text in UTF-8"):
         index.find_examples(tmp_path)
 
 

@@ -488,7 +488,7 @@ def test_axes_overrule_what_a_file_says_of_its_pages(tmp_path):
 @pytest.mark.parametrize("axes", ("TTYX", "TY", "T-YX", "QYX", "", "ÄYX"))
 def test_axes_that_are_none_are_refused(tmp_path, axes):
     path = tiff(tmp_path, STACK[0], metadata=None)
-    with pytest.raises(ImageError, match=f"--axes={axes}: wanted is one letter"):
+    with pytest.raises(ImageError, match=f"--axes={axes}: expected one letter"):
         with open_planes(path, axes=axes):
             pass
 

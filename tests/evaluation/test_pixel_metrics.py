@@ -316,7 +316,7 @@ def test_best_threshold_pools_all_batches():
 
 def test_masks_that_are_not_bool_are_refused():
     mask = np.ones((1, 2, 2), np.uint8)
-    with pytest.raises(ValueError, match="wanted is bool"):
+    with pytest.raises(ValueError, match="expected bool"):
         PixelCounts.from_batch(mask, mask)
 
 

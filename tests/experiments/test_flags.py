@@ -206,7 +206,7 @@ def test_lists_are_parsed_to_their_kind(parse, argument, section, name, value):
         ("--features=8", "features is .*; give at least two"),
         ("--features=", "features is .*; give at least two"),
         ("--decay_epochs=six", "decay_epochs is 'six'; give floats and commas"),
-        ("--targets=nucleolus", "targets is .*; wanted is foreground, then any of"),
+        ("--targets=nucleolus", "targets is .*; expected foreground, then any of"),
         ("--size=8", "size is 8; it must be at least 16"),
         ("--batch_size=0", "batch_size is 0; it must be positive"),
         ("--val_fraction=1", "val_fraction is 1.0; it must lie between"),

@@ -22,7 +22,8 @@ from experiments.prediction import (
 from nucseg_jax import pretrained
 from nucseg_jax.checkpoints import read_digest
 from nucseg_jax.inference.block_tasks import Network
-from nucseg_jax.inference.jobs import Job, Outcome
+from nucseg_jax.inference.jobs import Job
+from nucseg_jax.inference.record import Outcome
 from nucseg_jax.inference.segmenter import load_segmenter
 from nucseg_jax.inference.streams import PlaneInfo
 from nucseg_jax.training.stopping import Stopped

@@ -94,5 +94,5 @@ def _is_folder(path: pathlib.Path) -> bool:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ImageError(f"{path}: no such file") from error
     if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
-        raise ImageError(f"{path}: is no regular file")
+        raise ImageError(f"{path}: is not a regular file")
     return stat.S_ISDIR(mode)

@@ -174,7 +174,7 @@ def _check_answer(answer: str) -> None:
         or letters & set(_UNKNOWN)
     ):
         raise ImageError(
-            f"--axes={answer}: wanted is one letter an axis, each once, Y and X among "
+            f"--axes={answer}: expected one letter an axis, each once, Y and X among "
             "them, such as TYX, ZYX, CYX or TCZYX"
         )
 

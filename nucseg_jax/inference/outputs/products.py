@@ -167,7 +167,7 @@ def create_writers(
     """
     check_save(save)
     if name.is_absolute() or ".." in name.parts or not name.name:
-        raise ValueError(f"{name}: is no name of a result inside the output folder")
+        raise ValueError(f"{name}: is not a name inside the output folder")
     wanted = [product for product in PRODUCTS if product.name in save]
     paths = {p: p.path(folder, name, info) for p in [*wanted, _THUMBNAIL]}
     outputs = summaries.find_outputs(folder, name, info.stamp) | {

@@ -102,7 +102,7 @@ def read_summary(path: pathlib.Path) -> dict[str, Any]:
         return summary
     except (ValueError, TypeError) as error:
         raise SummaryError(
-            f"{path}: is no summary of an image; delete it and run again"
+            f"{path}: is not the summary of an image; delete it and run again"
         ) from error
 
 

@@ -29,7 +29,7 @@ class GeoJsonWriter(Writer):
     """Writes a FeatureCollection, one line a nucleus, as QuPath exports detections.
 
     A nucleus has the ROI's name = its id, and measurements, which QuPath reads as a
-    mapping from names to numbers; a value that is no number is left out. See
+    mapping from names to numbers; a value that is not a number is left out. See
     https://qupath.readthedocs.io/en/stable/docs/advanced/exporting_annotations.html
     """
 

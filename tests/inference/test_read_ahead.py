@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from nucseg_jax.inference.overlap import read_ahead
+from nucseg_jax.inference.read_ahead import read_ahead
 
 
 def test_order_is_kept():
