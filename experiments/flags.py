@@ -82,10 +82,9 @@ def checkpoint(meaning: str = "", *, required: bool = True) -> flags.FlagHolder:
 
 def subset() -> flags.FlagHolder:
     """Asks for the flag --subset."""
-    choices = ["train", "val", "test"]
-    return _once(
-        flags.DEFINE_enum, "subset", "val", choices, "Part of the data to score."
-    )
+    choices = ["train", "val", "test", "all"]
+    meaning = "Part of the data to score; all = a folder that is not divided."
+    return _once(flags.DEFINE_enum, "subset", "val", choices, meaning)
 
 
 def score_size() -> flags.FlagHolder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,13 +14,14 @@ from nucseg_jax import pretrained
 from nucseg_jax.checkpoints import read_fingerprints
 from nucseg_jax.config import DataConfig
 from nucseg_jax.data.index import (
+    DatasetError,
     Example,
     describe_subsets,
     fingerprint,
     get_subset,
     load_subsets,
 )
-from nucseg_jax.data.truth import check_numbered
+from nucseg_jax.data.numbering import check_numbered
 
 
 class ScoredData(NamedTuple):
@@ -35,7 +37,7 @@ def load_scored_data(checkpoint: str, subset: str, trained: DataConfig) -> Score
 
     Args:
       checkpoint: Folder of the run, or name of a network of the project's.
-      subset: train, val or test.
+      subset: train, val, test, or all of them.
       trained: Data of the training; the command line may name others.
     """
     settings = shared.choose_data(trained)
@@ -44,8 +46,14 @@ def load_scored_data(checkpoint: str, subset: str, trained: DataConfig) -> Score
     check_numbered(examples)
     print(start_device())
     print(describe_subsets(settings, subsets))
-    as_trained = _are_as_trained(settings, trained)
-    _warn_of_data(checkpoint, subset, examples, as_trained=as_trained)
+    folder = pretrained.resolve(checkpoint)
+    before = read_fingerprints(folder)
+    if not before:
+        _warn_of_exported(checkpoint, folder)
+    elif _is_same_folder(settings, trained):
+        _warn_of_changes(before.get(subset), settings, trained, examples)
+        if subset != "train":
+            _warn_of_learned(trained, examples)
     return ScoredData(settings, examples, subsets["val"])
 
 
@@ -55,34 +63,52 @@ def describe_split(settings: DataConfig) -> dict[str, str | float]:
     return {name: getattr(settings, name) for name in names}
 
 
-def _are_as_trained(settings: DataConfig, trained: DataConfig) -> bool:
-    """Whether the data are those of the training, also where they are named again."""
+def _is_same_folder(settings: DataConfig, trained: DataConfig) -> bool:
     before = shared.resolve_data(trained)
-    places = {os.path.realpath(data.data_dir) for data in (settings, before)}
-    return len(places) == 1 and settings == dataclasses.replace(
-        before, data_dir=settings.data_dir
+    return os.path.realpath(settings.data_dir) == os.path.realpath(before.data_dir)
+
+
+def _warn_of_exported(checkpoint: str, folder: pathlib.Path) -> None:
+    """Tells that nothing is known of what a network has learned from."""
+    card = folder / "card.md"
+    which = f"its card says which, {card}" if card.exists() else "it does not say"
+    print(
+        f"WARNING: {checkpoint} was exported without a list of the images that it "
+        f"learned from ({which}): make sure that none of them is among these"
     )
+    if not shared.given(["data_dir"]):
+        print("WARNING: no --data_dir is named: the project's sample is scored")
 
 
-def _warn_of_data(
-    checkpoint: str, subset: str, examples: Sequence[Example], *, as_trained: bool
+def _warn_of_changes(
+    before: str | None,
+    settings: DataConfig,
+    trained: DataConfig,
+    examples: Sequence[Example],
 ) -> None:
-    """Tells if these are not, or may not be, what a training had as that subset."""
-    folder = pretrained.resolve(checkpoint)
-    before = read_fingerprints(folder)
-    if not before:
-        card = folder / "card.md"
-        which = f"its card says which, {card}" if card.exists() else "it does not say"
+    """Tells if the training had other images or truth as the subset of this name."""
+    as_trained = dataclasses.replace(trained, data_dir=settings.data_dir)
+    if settings == as_trained and before and before != fingerprint(examples):
         print(
-            f"WARNING: {checkpoint} was exported without a list of the images that it "
-            f"learned from ({which}): make sure that none of them is among these"
+            "WARNING: images or truth of this subset have changed since training; "
+            "these numbers do not compare with the run's own"
         )
-        if not shared.given(["data_dir"]):
-            print("WARNING: no --data_dir is named: the project's sample is scored")
-        return
-    wanted = before.get(subset)
-    if as_trained and wanted and wanted != fingerprint(examples):
+
+
+def _warn_of_learned(trained: DataConfig, examples: Sequence[Example]) -> None:
+    """Tells how many of the images of its own folder the network learned from."""
+    try:
+        subsets = load_subsets(shared.resolve_data(trained))
+    except DatasetError as error:
         print(
-            f"WARNING: images or truth of {subset} have changed since training; these "
-            "numbers do not compare with the run's own"
+            "WARNING: the network may have learned from some of these images; how they "
+            f"were divided for it is not to be found any more ({error})"
+        )
+        return
+    learned = {example.id for example in subsets["train"]}
+    num_learned = sum(example.id in learned for example in examples)
+    if num_learned:
+        print(
+            f"WARNING: the network learned from {num_learned} of these {len(examples)} "
+            "images"
         )

@@ -31,7 +31,8 @@ from experiments.run_folder import (
 from nucseg_jax import checkpoints as ckpt
 from nucseg_jax import pretrained
 from nucseg_jax.config import Config, DecodingConfig, Mode
-from nucseg_jax.data import index, pipeline, truth
+from nucseg_jax.data import index, pipeline
+from nucseg_jax.data.numbering import check_numbered
 from nucseg_jax.data.sampling import count_repeats
 from nucseg_jax.digests import digest_json
 from nucseg_jax.evaluation.evaluate import evaluate
@@ -97,9 +98,12 @@ def run(config: Config, workdir: pathlib.Path, stop: StopRequest) -> None:
         stop = AgreedStop(stop, devices)
     data = resolve_data(config.data)
     subsets = index.load_subsets(data)
+    for name in ("train", "val"):
+        index.get_subset(data, subsets, name)
     check_truth(subsets, config)
     print(start_device())
     print(index.describe_subsets(data, subsets))
+    warn_of_copies(subsets)
     if not data.resizes:
         print(f"validation: the central {data.size}×{data.size} pixels of each image")
     with alone_in(workdir) if devices.is_writer else contextlib.nullcontext():
@@ -207,7 +211,7 @@ def check_truth(subsets: Subsets, config: Config) -> None:
       DatasetError: Names the first such mask.
     """
     for part in subsets.values():
-        truth.check_numbered(part)
+        check_numbered(part)
     needing = [name for name in config.data.targets if name != "foreground"]
     masks = [e for part in subsets.values() for e in part if not e.has_instances]
     if needing and masks:
@@ -216,6 +220,16 @@ def check_truth(subsets: Subsets, config: Config) -> None:
             f"{' and '.join(needing)} must be learned from label images. Use "
             "--targets=foreground, or --truth=labels if there are any"
         )
+
+
+def warn_of_copies(subsets: Subsets) -> None:
+    """Tells if images to learn from stand among the others once more."""
+    for name in ("val", "test"):
+        if copies := index.find_copies(subsets[name], subsets["train"]):
+            print(
+                f"WARNING: {len(copies)} of the {name} images are copies of train "
+                f"images, as {copies[0].image}: scores will be too good"
+            )
 
 
 def take_fingerprint(name: str, examples: list[index.Example]) -> str:
@@ -233,20 +247,20 @@ def tune(
 ) -> None:
     """Tunes the decodings of the best checkpoint on validation, and keeps them there.
 
-    One a mode: of accurate and fast, the one that does better becomes the default. The
+    One a mode: of accurate and fast, the one that does better becomes the default;
+    where heads were trained as an average and are nothing by themselves, accurate. The
     search begins with the decoding of `DecodingConfig`, so that it ends alike however
     often it is done.
     """
     model, variables, config = ckpt.restore_for_inference(workdir)
     config = dataclasses.replace(config, decoding=DecodingConfig())
-    # Heads that were trained as an average are nothing by themselves.
-    modes = get_args(Mode) if config.train.heads_stand_alone else ("accurate",)
     scored = []
-    for mode in modes:
+    for mode in get_args(Mode):
         segmenter = make_segmenter(model, variables, config, mode=mode)
         score, decoding = _tune_mode(segmenter, mode, examples, stop)
         scored.append((score, dataclasses.replace(decoding, mode=mode)))
-    scored.sort(key=lambda pair: pair[0], reverse=True)
+    if config.train.heads_stand_alone:
+        scored.sort(key=lambda pair: pair[0], reverse=True)
     if write:
         ckpt.write_decodings(workdir, [decoding for _, decoding in scored])
 
@@ -263,8 +277,8 @@ def _tune_mode(
     if not can_tune(examples):
         iou = evaluate(segmenter, watched("scoring"), threshold=0.5).pooled()["iou"]
         print(
-            f"  pixel IoU {iou:.4f}; decoding is not tuned: the truth does not tell "
-            "touching nuclei apart"
+            f"  pixel IoU {iou:.4f}; decoding is not tuned: the truth shows no nuclei, "
+            "or does not tell touching ones apart"
         )
         return iou, segmenter.decoding
     tuning = tune_decoding(segmenter, watched("tuning"), check=stop.check)
@@ -433,5 +447,10 @@ def _make_end_epoch(
             draw_curves(record.rows, run.workdir / "curves.png")
         values = (f"{name} {value:.4f}" for name, value in validation.metrics.items())
         print(f"  validation: {', '.join(values)}")
+        if not validation.has_nuclei:
+            print(
+                "  WARNING: it shows no nuclei, so that its least loss tells the best "
+                "epoch"
+            )
 
     return end_epoch

@@ -26,7 +26,7 @@ from experiments.benchmarks.operations import measure_operations
 from experiments.benchmarks.peer import run_peer
 from experiments.device import describe_device, describe_machine
 from nucseg_jax.config import Config
-from nucseg_jax.data.index import load_subsets
+from nucseg_jax.data.index import get_subset, load_subsets
 from nucseg_jax.files import write_json
 
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", ["2"], "Batch sizes to measure.")
@@ -151,7 +151,7 @@ def summarize(
 def measure_loader(config: Config) -> list[dict]:
     """Measures the loader with 0, 1 and 2 workers beside the bare transforms."""
     data = shared.resolve_data(config.data)
-    examples = load_subsets(data)["train"]
+    examples = get_subset(data, load_subsets(data), "train")
     config = dataclasses.replace(config, data=data)
     rates: dict[str, list[float]] = collections.defaultdict(list)
     with contextlib.ExitStack() as stack:

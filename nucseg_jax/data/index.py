@@ -74,9 +74,22 @@ def fingerprint(examples: Iterable[Example]) -> str:
     for example in examples:
         total.update(f"{example.id}\0{example.kind}\0".encode(errors="surrogateescape"))
         for path in (example.image, *example.truth):
-            with open(path, "rb") as file:
-                total.update(hashlib.file_digest(file, "sha256").digest())
+            total.update(_digest(path))
     return total.hexdigest()
+
+
+def _digest(path: pathlib.Path) -> bytes:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
+
+
+def find_copies(
+    examples: Sequence[Example], others: Iterable[Example]
+) -> list[Example]:
+    """Returns the examples whose image is, byte for byte, that of one of the others."""
+    sizes = {example.image.stat().st_size for example in examples}
+    known = {_digest(e.image) for e in others if e.image.stat().st_size in sizes}
+    return [example for example in examples if _digest(example.image) in known]
 
 
 def find_examples(
@@ -118,20 +131,15 @@ def split_examples(
     """Splits examples into "train", "val" and "test" as the config asks.
 
     Raises:
-      DatasetError: If the split names no column or file, or leaves train or val empty.
+      DatasetError: If the split names no column or file.
     """
     columns = {name for example in examples for name in example.columns}
     column = config.split or "split"
     if column in columns:
-        subsets = _split_by_column(examples, column)
-    elif not config.split:
-        subsets = _split_by_fraction(examples, config.val_fraction, config.split_seed)
-    else:
-        subsets = _split_by_lists(examples, config.split.split(","))
-    for name in ("train", "val"):
-        if not subsets[name]:
-            raise DatasetError(f"the subset {name!r} of the split is empty")
-    return subsets
+        return _split_by_column(examples, column)
+    if not config.split:
+        return _split_by_fraction(examples, config.val_fraction, config.split_seed)
+    return _split_by_lists(examples, config.split.split(","))
 
 
 def load_subsets(config: DataConfig) -> dict[str, list[Example]]:
@@ -143,15 +151,20 @@ def load_subsets(config: DataConfig) -> dict[str, list[Example]]:
 def get_subset(
     config: DataConfig, subsets: Mapping[str, list[Example]], name: str
 ) -> list[Example]:
-    """Returns the examples of one subset.
+    """Returns the examples of one subset, or of "all".
 
     Raises:
       DatasetError: If there are none.
     """
-    if not subsets[name]:
+    found = _join(subsets) if name == "all" else subsets[name]
+    if not found:
         how = _describe_split(config, subsets)
         raise DatasetError(f"{config.data_dir}: has no {name} images ({how})")
-    return subsets[name]
+    return found
+
+
+def _join(subsets: Mapping[str, Sequence[Example]]) -> list[Example]:
+    return list(itertools.chain.from_iterable(subsets.values()))
 
 
 def describe_subsets(
@@ -167,7 +180,7 @@ def _describe_split(
 ) -> str:
     if config.split:
         return f"split by {config.split}"
-    if "split" in subsets["train"][0].columns:
+    if "split" in _join(subsets)[0].columns:
         return "split by the column split"
     return f"drawn at random with --split_seed={config.split_seed}"
 
@@ -190,8 +203,9 @@ def _find_indexed(root: pathlib.Path, truth: str) -> list[Example]:
             image=files[row["id"]],
             truth=(truths[row["id"]],),
             kind=kind,
-            group=row.get("group") or row["id"],
-            columns={k: v for k, v in row.items() if k != "id"},
+            group=row.get("group", "").strip() or row["id"],
+            # A group with a blank behind its name is no other group.
+            columns={k: v.strip() for k, v in row.items() if k != "id"},
         )
         for row in rows
         if row["id"] in truths
@@ -361,22 +375,28 @@ def _read_text(path: pathlib.Path) -> str:
 def _split_by_fraction(
     examples: Sequence[Example], val_fraction: float, seed: int
 ) -> dict[str, list[Example]]:
-    """Draws whole groups for validation until their share is reached.
+    """Draws whole groups for validation, as near to their share as groups allow.
 
-    Groups are ordered by a hash of seed and name, so the draw depends neither on the
-    order of files nor on a random generator's version.
+    Each that brings their number nearer to the share is taken; where all are too large,
+    the smallest. Groups are ordered by a hash of seed and name, so the draw depends
+    neither on the order of files nor on a random generator's version.
     """
     groups: dict[str, list[Example]] = {}
     for example in examples:
         groups.setdefault(example.group, []).append(example)
     wanted = max(1, round(val_fraction * len(examples)))
-    subsets: dict[str, list[Example]] = {name: [] for name in SUBSETS}
-    for group in sorted(groups, key=lambda name: _hash(f"{seed}:{name}")):
-        name = "val" if len(subsets["val"]) < wanted else "train"
-        subsets[name] += groups[group]
+    order = sorted(groups, key=lambda name: _hash(f"{seed}:{name}"))
+    drawn, missing = set(), wanted
+    for group in order:
+        if abs(missing - len(groups[group])) < missing:
+            drawn.add(group)
+            missing -= len(groups[group])
+    drawn = drawn or {min(order, key=lambda name: len(groups[name]))}
+    by_id = sorted(examples, key=lambda example: example.id)
     return {
-        name: sorted(part, key=lambda example: example.id)
-        for name, part in subsets.items()
+        "train": [example for example in by_id if example.group not in drawn],
+        "val": [example for example in by_id if example.group in drawn],
+        "test": [],
     }
 
 

@@ -96,13 +96,17 @@ def equalize(image_u8: np.ndarray, *, clip_limit: float) -> np.ndarray:
 def resize(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resizes [H, W] or [H, W, C] of uint8 or float32 to `size` = (height, width).
 
-    Shrinking averages the area of each new pixel, growing interpolates linearly.
+    Shrinking averages the area of each new pixel, growing interpolates linearly. What
+    shrinks along one side and grows along the other does so one after the other: in one
+    step, OpenCV would sample beside the pixels' centres.
     """
     if pixels.shape[:2] == size:
         return pixels
-    shrinks = size[0] * size[1] < pixels.shape[0] * pixels.shape[1]
-    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cv2.resize(pixels, size[::-1], interpolation=interpolation)
+    smaller = min(size[0], pixels.shape[0]), min(size[1], pixels.shape[1])
+    if smaller == pixels.shape[:2]:
+        return cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_LINEAR)
+    shrunken = cv2.resize(pixels, smaller[::-1], interpolation=cv2.INTER_AREA)
+    return resize(shrunken, size)
 
 
 def resize_labels(label_image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import cv2
 import numpy as np
 
 from nucseg_jax.data import images
-from nucseg_jax.data.index import DatasetError, Example
-
-# Label images that are looked at, to find out whether they are masks.
-_MOST_CHECKED = 16
+from nucseg_jax.data.index import Example
 
 
 def read_pair(example: Example) -> tuple[np.ndarray, np.ndarray]:
@@ -41,33 +35,6 @@ def read_truth(example: Example) -> np.ndarray:
     if example.kind == "mask":
         return images.read_mask(example.truth[0]).astype(np.int32)
     return _merge_nuclei(example)
-
-
-def check_numbered(examples: Sequence[Example]) -> None:
-    """Refuses masks that stand where label images should.
-
-    "Labels" is a word for binary masks, too: of a folder of such, each image would have
-    one nucleus in many pieces. Some of the images are looked at, evenly chosen.
-
-    Raises:
-      DatasetError: If none of them has two numbers, and most have pieces apart.
-    """
-    numbered = [example for example in examples if example.kind == "labels"]
-    checked = numbered[:: max(len(numbered) // _MOST_CHECKED, 1)]
-    in_pieces = []
-    for example in checked:
-        label_image = read_truth(example)
-        if len(np.unique(label_image[label_image > 0])) > 1:
-            return
-        num_regions, _ = cv2.connectedComponents((label_image > 0).astype(np.uint8))
-        if num_regions > 2:  # One of them is the background.
-            in_pieces.append(example)
-    if len(in_pieces) > len(checked) / 2:
-        raise DatasetError(
-            f"{in_pieces[0].truth[0]}: holds one number and several pieces, as other "
-            "label images do: they are binary masks. Call their folder masks instead "
-            "of labels, or give each nucleus a number of its own"
-        )
 
 
 def _merge_nuclei(example: Example) -> np.ndarray:

@@ -49,8 +49,8 @@ class Tuning:
 
 
 def can_tune(examples: Iterable[Example]) -> bool:
-    """Whether the truth of any example tells touching nuclei apart."""
-    return any(example.has_instances for example in examples)
+    """Whether the truth of any example shows nuclei and tells touching ones apart."""
+    return any(e.has_instances and truth.read_truth(e).any() for e in examples)
 
 
 def tune_decoding(

@@ -25,12 +25,14 @@ class Validation:
 
     Attributes:
       metrics: Of the averaged heads, and "best_iou", of them or, where heads stand
-        alone, of the best one.
+        alone, of the best one; where there are no nuclei, the negative loss instead.
       inference: What was chosen.
+      has_nuclei: Whether any pixel is foreground.
     """
 
     metrics: Mapping[str, float]
     inference: InferenceConfig
+    has_nuclei: bool = True
 
 
 def make_validate(
@@ -61,17 +63,23 @@ def make_validate(
             counts = metrics.heads.to_host()
             heads = counts if heads is None else heads.merge(counts)
         summary = total.summarize()
-        assert heads is not None and total.histogram is not None
+        assert heads is not None
+        assert total.counts is not None and total.histogram is not None
         head_ious = np.asarray(heads.iou)
         best_iou = summary["iou"]
         if heads_stand_alone:
             best_iou = max(best_iou, float(head_ious.max()))
+        has_nuclei = bool(total.counts.support)
+        if not has_nuclei:
+            # Any pixel that is found is wrong there, and none is without a fault.
+            best_iou = -summary["loss"]
         return Validation(
             metrics=summary | {"best_iou": best_iou},
             inference=InferenceConfig(
                 threshold=total.histogram.best_threshold(),
                 fast_head=choose_fast_head(head_ious, summary["iou"]),
             ),
+            has_nuclei=has_nuclei,
         )
 
     return validate

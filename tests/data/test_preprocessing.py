@@ -79,6 +79,31 @@ def test_to_uint8_takes_the_nearest_step(values):
 # Sizes.
 
 
+@pytest.mark.parametrize("transposed", (False, True))
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    (
+        ((250, 2000), (256, 256)),
+        ((256, 256), (250, 2000)),
+        ((300, 300), (256, 256)),
+        ((100, 90), (300, 220)),
+        ((200, 800), (200, 300)),
+    ),
+)
+def test_resize_moves_nothing(shape, size, transposed):
+    """The centroid of a disc lies where it lay, in shares of the image's sides."""
+    shape, size = (shape[::-1], size[::-1]) if transposed else (shape, size)
+    for share in ((0.2, 0.7), (0.5, 0.5), (0.8, 0.1)):
+        rows, columns = np.ogrid[: shape[0], : shape[1]]
+        y, x = (part * length for part, length in zip(share, shape, strict=True))
+        disc = ((rows - y) ** 2 + (columns - x) ** 2 < 8**2).astype(np.float32)
+        resized = preprocessing.resize(disc, size)
+        before = (np.argwhere(disc) + 0.5).mean(axis=0) / shape
+        weights = resized[resized > 0] / resized.sum()
+        after = (weights[:, None] * (np.argwhere(resized > 0) + 0.5)).sum(axis=0)
+        np.testing.assert_allclose(after, before * size, atol=0.05)
+
+
 @pytest.mark.parametrize("dtype", (np.uint8, np.float32))
 @pytest.mark.parametrize("channels", ((), (3,), (4,)))
 @pytest.mark.parametrize("size", ((8, 6), (16, 12), (4, 3), (5, 17), (1, 1)))

@@ -5,7 +5,7 @@ import PIL.Image
 import pytest
 
 from nucseg_jax.data import images, truth
-from nucseg_jax.data.index import DatasetError, Example, find_examples
+from nucseg_jax.data.index import Example, find_examples
 
 LABELS = np.array([[0, 0, 300], [7, 7, 0]], np.uint16)
 
@@ -102,37 +102,3 @@ def test_image_and_truth_turn_together(tmp_path, orientation):
     image, labels = truth.read_pair(example)
     assert not np.array_equal(labels, pixels)
     np.testing.assert_array_equal(np.round(image[..., 0] * 255), labels)
-
-
-def write_labels(root, *label_images):
-    for number, label_image in enumerate(label_images):
-        write(root / f"images/{number}.png", np.zeros_like(label_image))
-        write(root / f"labels/{number}.png", label_image)
-    return find_examples(root)
-
-
-PIECES = np.array([[255, 0, 255, 0], [0, 0, 0, 0], [255, 255, 0, 255]], np.uint8)
-ONE = np.array([[0, 9, 9, 0]] * 3, np.uint8)
-
-
-@pytest.mark.parametrize(
-    "label_images", [[PIECES], [PIECES] * 40, [PIECES, PIECES, ONE]], ids=len
-)
-def test_masks_that_are_called_labels_are_refused(tmp_path, label_images):
-    examples = write_labels(tmp_path, *label_images)
-    with pytest.raises(DatasetError, match=r"labels/0\.png: holds one number and seve"):
-        truth.check_numbered(examples)
-
-
-@pytest.mark.parametrize(
-    "label_images",
-    [[ONE], [ONE, ONE, PIECES], [PIECES, PIECES // 255 + ONE], [0 * ONE]],
-    ids=["one nucleus", "most of one nucleus", "numbered", "empty"],
-)
-def test_label_images_are_taken_as_such(tmp_path, label_images):
-    truth.check_numbered(write_labels(tmp_path, *label_images))
-
-
-def test_masks_are_not_label_images(tmp_path):
-    truth.check_numbered([write_pair(tmp_path, "masks", PIECES, PIECES.shape)])
-    truth.check_numbered([])

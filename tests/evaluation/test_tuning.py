@@ -46,7 +46,8 @@ def test_what_is_told_is_what_evaluation_finds(segmenter, make_example):
 def test_binary_masks_are_left_out(segmenter, make_example):
     whole = make_example("a", *faint_and_clear())
     mask = make_example("b", *faint_and_clear(), kind="mask")
-    assert can_tune([mask, whole]) and not can_tune([mask])
+    empty = make_example("c", *np.zeros((2, 40, 40), np.uint8))
+    assert can_tune([mask, empty, whole]) and not can_tune([mask, empty])
     assert tune_decoding(segmenter, [mask, whole]) == tune_decoding(segmenter, [whole])
     with pytest.raises(ValueError, match="no example tells touching nuclei apart"):
         tune_decoding(segmenter, [mask])

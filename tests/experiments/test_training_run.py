@@ -11,7 +11,7 @@ import pytest
 from experiments import training_run
 from nucseg_jax.checkpoints import read_config
 from nucseg_jax.config import Config, DataConfig, DecodingConfig, TrainConfig
-from nucseg_jax.data.index import Example
+from nucseg_jax.data.index import Example, find_examples
 from nucseg_jax.evaluation.tuning import Tuning
 from nucseg_jax.training.stopping import Stopped, StopRequest
 from tests.helpers import write_disc_dataset
@@ -22,7 +22,7 @@ MODES = pytest.mark.parametrize(
     [
         ("per_head", {"accurate": 0.5, "fast": 0.6}, "fast"),
         ("per_head", {"accurate": 0.7, "fast": 0.6}, "accurate"),
-        ("average", {"accurate": 0.5}, "accurate"),
+        ("average", {"accurate": 0.5, "fast": 0.6}, "accurate"),
     ],
 )
 
@@ -81,6 +81,18 @@ def test_of_masks_the_mode_with_the_better_pixels_becomes_the_default(
     training_run.tune(tmp_path, [mask], StopRequest())
     assert "decoding is not tuned" in capsys.readouterr().out
     assert read_config(tmp_path).decoding == dataclasses.replace(decoding, mode=kept)
+
+
+def test_images_that_stand_on_both_sides_are_told(tmp_path, capsys):
+    write_disc_dataset(tmp_path, num_images=3, side=24)
+    first, second, copy = find_examples(tmp_path)
+    subsets = {"train": [first], "val": [second], "test": [copy]}
+    training_run.warn_of_copies(subsets)
+    assert not capsys.readouterr().out
+    copy.image.write_bytes(first.image.read_bytes())
+    training_run.warn_of_copies(subsets)
+    told = capsys.readouterr().out
+    assert "WARNING: 1 of the test images are copies of train images" in told
 
 
 @pytest.mark.parametrize(

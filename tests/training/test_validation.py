@@ -35,6 +35,19 @@ def test_validation_measures_and_chooses():
     assert result.metrics["best_iou"] >= result.metrics["iou"]
     assert result.inference.fast_head in (1, 2)
     assert 0 < result.inference.threshold < 1
+    assert result.has_nuclei
+
+
+def test_where_there_are_no_nuclei_the_loss_chooses():
+    """An empty prediction is faultless there, and any other is as bad as the next."""
+    batch = make_batch()
+    validate = make_validate(
+        jax.jit(make_eval_step(MODEL, losses.average_supervision)),
+        [batch | {"mask": np.zeros_like(batch["mask"])}],
+    )
+    result = validate(random_variables(MODEL))
+    assert result.metrics["best_iou"] == -result.metrics["loss"]
+    assert not result.has_nuclei
 
 
 @pytest.mark.parametrize("stand_alone", [True, False])

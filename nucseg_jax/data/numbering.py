@@ -1,0 +1,65 @@
+"""Whether label images number their nuclei, or are masks by another name.
+
+Apart from the reading of truth, because loader processes do that alone and must start
+fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import skimage.measure
+
+from nucseg_jax.data.index import DatasetError, Example
+from nucseg_jax.data.truth import read_truth
+
+# What is looked at: so many label images, and of each the centre, pixels.
+_MOST_IMAGES = 16
+_LARGEST_SIDE = 2048
+
+
+def check_numbered(examples: Sequence[Example]) -> None:
+    """Refuses masks that stand where label images should.
+
+    "Labels" is a word for binary masks, too: of a folder of such, each image would have
+    one nucleus in many pieces. Of masks that were resized or smoothed, each shade of
+    gray at their rims would be one. Some of the images are looked at, evenly chosen.
+
+    Raises:
+      DatasetError: If none of them has two numbers, and most have pieces apart; or if
+        in most of them, numbers have more than two pieces in the mean.
+    """
+    numbered = [example for example in examples if example.kind == "labels"]
+    checked = numbered[:: max(len(numbered) // _MOST_IMAGES, 1)]
+    counts = np.array([_count(read_truth(e)) for e in checked]).reshape(-1, 2)
+    numbers, pieces = counts.T
+    if (numbers <= 1).all():
+        fault = (
+            "holds one number and several pieces, as other label images do: they are "
+            "binary masks. Call their folder masks instead of labels, or give each "
+            "nucleus a number of its own"
+        )
+        is_faulty = pieces > 1
+    else:
+        fault = (
+            "holds each number in several pieces, as other label images do, and as "
+            "masks do that were resized, whose rims are gray: label images are resized "
+            "without interpolation (nearest neighbour)"
+        )
+        is_faulty = pieces > 2 * numbers
+    if is_faulty.sum() > len(checked) / 2:
+        first = checked[int(np.argmax(is_faulty))]
+        raise DatasetError(f"{first.truth[0]}: {fault}")
+
+
+def _count(label_image: np.ndarray) -> tuple[int, int]:
+    """Counts the numbers at the image's centre, and the pieces that they are in."""
+    centre = label_image[tuple(_middle(length) for length in label_image.shape)]
+    _, num_pieces = skimage.measure.label(centre, return_num=True, connectivity=2)
+    return len(np.unique(centre[centre > 0])), num_pieces
+
+
+def _middle(length: int) -> slice:
+    first = max(length - _LARGEST_SIDE, 0) // 2
+    return slice(first, first + _LARGEST_SIDE)

@@ -1,0 +1,58 @@
+"""What evaluation tells of the images that it scores."""
+
+import pytest
+
+from experiments import scored_data
+from nucseg_jax.config import DataConfig
+from nucseg_jax.data.index import fingerprint, load_subsets
+from tests.helpers import write_disc_dataset
+
+
+@pytest.fixture
+def score(load_program, tmp_path, monkeypatch, capsys):
+    """A function of flags and a subset: what is scored, and what is told.
+
+    The network was trained on a folder of ten images, as they are drawn by default.
+    """
+    write_disc_dataset(tmp_path / "data", num_images=10, side=24)
+    trained = DataConfig(data_dir=str(tmp_path / "data"))
+    prints = {k: fingerprint(v) for k, v in load_subsets(trained).items()}
+    monkeypatch.setattr(scored_data, "read_fingerprints", lambda folder: prints)
+    monkeypatch.setattr(scored_data, "start_device", lambda: "device")
+
+    def score(*arguments, subset="val"):
+        load_program("evaluate", f"--checkpoint={tmp_path}", *arguments)
+        scored = scored_data.load_scored_data(str(tmp_path), subset, trained)
+        return scored, capsys.readouterr().out
+
+    return score
+
+
+@pytest.mark.parametrize("arguments", [(), ("--val_fraction=0.2",)])
+def test_nothing_is_told_of_the_training_s_own_validation(score, arguments):
+    scored, told = score(*arguments)
+    assert len(scored.examples) == 2 and "WARNING" not in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "subset", "warning"),
+    [
+        (("--val_fraction=0.9",), "val", "learned from 7 of these 9 images"),
+        (("--split_seed=1",), "val", "learned from 2 of these 2 images"),
+        ((), "all", "learned from 8 of these 10 images"),
+    ],
+)
+def test_images_that_were_learned_from_are_told(score, arguments, subset, warning):
+    _, told = score(*arguments, subset=subset)
+    assert f"WARNING: the network {warning}" in told
+
+
+def test_who_asks_for_train_knows(score):
+    _, told = score(subset="train")
+    assert "WARNING" not in told
+
+
+def test_another_folder_is_scored_whole(score, tmp_path):
+    write_disc_dataset(tmp_path / "other", num_images=3, side=24)
+    scored, told = score(f"--data_dir={tmp_path / 'other'}", subset="all")
+    assert len(scored.examples) == 3 and "WARNING" not in told
