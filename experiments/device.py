@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -13,6 +14,7 @@ from typing import Any
 import jax
 
 from experiments.versions import find_version
+from nucseg_jax import device
 from nucseg_jax.network import onednn
 
 # Flags of /proc/cpuinfo, and what of them makes convolutions faster, the best first.
@@ -33,7 +35,7 @@ def start_device() -> str:
 
 def describe_device() -> str:
     """Returns one line: device, how many, and the JAX that drives them."""
-    devices = jax.devices()
+    devices = device.start()
     kind = devices[0].device_kind
     if devices[0].platform == "cpu":
         kind = (
@@ -118,7 +120,10 @@ def keep_compilations() -> None:
 
     JAX_COMPILATION_CACHE_DIR chooses another folder.
     """
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    # Users without a home have no cache.
+    with contextlib.suppress(RuntimeError):
+        if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+            return
         jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

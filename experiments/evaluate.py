@@ -106,7 +106,7 @@ def results_folder() -> pathlib.Path:
     For a network of the project, inside `runs/` and its name.
     """
     run = _CHECKPOINT.value
-    if not pathlib.Path(run).is_dir():
+    if pretrained.is_named(run):
         run = f"runs/{run}"
     default = pathlib.Path(run) / f"evaluation_{_SUBSET.value}"
     return pathlib.Path(_OUTPUT.value) if _OUTPUT.value else default

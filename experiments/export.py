@@ -15,7 +15,7 @@ from nucseg_jax import pretrained
 from nucseg_jax.checkpoints import export_for_inference
 from nucseg_jax.files import replacing
 
-_CHECKPOINT = shared.checkpoint("Folder of a trained run.")
+_CHECKPOINT = shared.checkpoint()
 _OUTPUT = shared.output("Folder to write; must not exist.")
 
 
@@ -25,7 +25,7 @@ def main() -> None:
     if folder.exists():
         raise ValueError(f"{folder}: exists; delete it or name another folder")
     with replacing(folder) as temporary:
-        export_for_inference(_CHECKPOINT.value, temporary)
+        export_for_inference(pretrained.resolve(_CHECKPOINT.value), temporary)
         pretrained.write_sums(temporary)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {size / 1e6:.1f} MB")

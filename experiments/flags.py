@@ -8,6 +8,7 @@ stands in that program's --help. Several programs may ask for the same one.
 from __future__ import annotations
 
 import dataclasses
+import io
 import logging as standard_logging
 import os
 import pathlib
@@ -28,6 +29,7 @@ from nucseg_jax.config import (
     TrainConfig,
 )
 from nucseg_jax.data.errors import MAX_PIXELS
+from nucseg_jax.device import DeviceError
 from nucseg_jax.training.stopping import Stopped
 
 flags.disclaim_key_flags()  # Flags defined here show in the help of who asked.
@@ -49,9 +51,18 @@ SETTINGS = [
 
 
 class _PathParser(flags.ArgumentParser):
-    """Expands ~, which shells leave alone behind an equals sign."""
+    """Expands ~, which shells leave alone behind an equals sign.
+
+    Nothing is a path only where it is the default: a variable that is not set would
+    mean the working directory.
+    """
+
+    def __init__(self, default: str | None):
+        self._default = default
 
     def parse(self, argument: Any) -> str:
+        if not argument and argument != self._default:
+            raise ValueError("is empty; name a file or folder")
         return os.path.expanduser(argument)
 
 
@@ -60,7 +71,7 @@ def define_path(
 ) -> flags.FlagHolder:
     """Defines a flag for a file or folder."""
     return flags.DEFINE(
-        _PathParser(),
+        _PathParser(default),
         name,
         default,
         meaning,
@@ -246,6 +257,9 @@ def run(main: Any) -> None:
 
     def guarded(argv: list[str]) -> Any:
         logging.set_verbosity(logging.ERROR)
+        # Names that a terminal cannot show must not end a run.
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
         # What is wrong with a file, our own errors say.
         standard_logging.getLogger("tifffile").setLevel(standard_logging.CRITICAL)
         if len(argv) > 1:
@@ -270,7 +284,7 @@ def run(main: Any) -> None:
 
 def _explain(error: Exception) -> str:
     """Says what a user can do about an error; nothing if it is a fault of ours."""
-    if isinstance(error, (ValueError, OSError)):
+    if isinstance(error, (ValueError, OSError, DeviceError)):
         return str(error)
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
         reason = str(error).strip().splitlines() or ["of this computer"]
@@ -313,7 +327,7 @@ def _value(name: str) -> Any:
         return _absolute(value)
     if name == "init":
         folder = _absolute(value)
-        return folder if os.path.isdir(folder) else value
+        return folder if os.path.isdir(os.path.join(folder, "checkpoints")) else value
     if name == "split":
         names = [part.strip() for part in value.split(",")]
         files = [_absolute(part) for part in names]

@@ -30,6 +30,8 @@ def check_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
       ValueError: If the folder holds results of other settings, or files of others
         that results would replace.
     """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: is not a folder; give another --output")
     # Before the settings are read, which another shard may be writing.
     found = [name for name in (SETTINGS, *FOLDERS, *_FILES) if (folder / name).exists()]
     before = read_settings(folder) if (folder / SETTINGS).exists() else {}

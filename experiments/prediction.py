@@ -60,7 +60,7 @@ def read_network(checkpoint: str) -> dict[str, Any]:
       checkpoint: The one that is named, or chosen.
     """
     values = flags.FLAGS
-    if os.path.isdir(checkpoint):
+    if not pretrained.is_named(checkpoint):
         checkpoint = os.path.abspath(checkpoint)
     return {
         "checkpoint": checkpoint,

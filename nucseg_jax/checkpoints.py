@@ -26,6 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization
 
+from nucseg_jax import device
 from nucseg_jax.config import Config, DataConfig, DecodingConfig, Mode
 from nucseg_jax.digests import digest_json, digest_tree
 from nucseg_jax.files import replacing, write_json
@@ -181,8 +182,7 @@ def restore_for_inference(
     Raises:
       CheckpointError: If there is no checkpoint, or it is damaged.
     """
-    with _quiet_orbax(), _open_for_reading(directory) as manager:
-        step = _best_step(manager)
+    with _open_best(directory) as (manager, step):
         config = _restore_config(manager, step)
         model = create_model(config)
         variables = _restore_variables(manager, step, model, config)
@@ -195,8 +195,8 @@ def read_config(directory: str | pathlib.Path, mode: Mode | None = None) -> Conf
     Raises:
       CheckpointError: As `restore_for_inference`.
     """
-    with _quiet_orbax(), _open_for_reading(directory) as manager:
-        config = _restore_config(manager, _best_step(manager))
+    with _open_best(directory) as (manager, step):
+        config = _restore_config(manager, step)
     return _with_decoding(config, directory, mode)
 
 
@@ -223,8 +223,7 @@ def read_fingerprints(directory: str | pathlib.Path) -> dict[str, str]:
     Raises:
       CheckpointError: As `restore_for_inference`.
     """
-    with _quiet_orbax(), _open_for_reading(directory) as manager:
-        step = _best_step(manager)
+    with _open_best(directory) as (manager, step):
         return _restore_checked(manager, step, "position").get("data", {})
 
 
@@ -234,8 +233,7 @@ def read_digest(directory: str | pathlib.Path) -> str:
     Raises:
       CheckpointError: As `restore_for_inference`.
     """
-    with _quiet_orbax(), _open_for_reading(directory) as manager:
-        step = _best_step(manager)
+    with _open_best(directory) as (manager, step):
         with _reading(manager, step):
             digests = _restore_json(manager, step, "digests")
             saved = [digests["state"], digests["config"]]
@@ -372,12 +370,15 @@ def create_model(config: Config) -> UNetPlusPlus:
 def _quiet_orbax() -> Iterator[None]:
     """Keeps Orbax from telling, by three warnings, that reading does not write."""
     logger = logging.getLogger("absl")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.addFilter(_tells_errors)
     try:
         yield
     finally:
-        logger.setLevel(before)
+        logger.removeFilter(_tells_errors)
+
+
+def _tells_errors(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 @contextlib.contextmanager
@@ -385,7 +386,8 @@ def _naming(path: pathlib.Path) -> Iterator[None]:
     """Turns what libraries raise over damaged files into one error that names them."""
     try:
         yield
-    except (CheckpointError, MemoryError):
+    # Of the last kind are full devices.
+    except (CheckpointError, MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:  # Orbax, TensorStore and JSON raise what they like.
         if isinstance(error, OSError) and error.errno in _NO_ACCESS:
@@ -431,6 +433,15 @@ def _open_for_writing(
         return ocp.CheckpointManager(folder, options=manager_options)
 
 
+@contextlib.contextmanager
+def _open_best(
+    directory: str | pathlib.Path,
+) -> Iterator[tuple[ocp.CheckpointManager, int]]:
+    """Opens the checkpoints of a run and finds the best one's step."""
+    with _quiet_orbax(), _open_for_reading(directory) as manager:
+        yield manager, _best_step(manager)
+
+
 def _open_for_reading(
     directory: str | pathlib.Path, name: str = _FOLDER
 ) -> ocp.CheckpointManager:
@@ -440,6 +451,7 @@ def _open_for_reading(
             f"{directory}: holds no folder {name}/ of a trained run, and is not a "
             "network that comes with the project"
         )
+    device.start()
     options = ocp.CheckpointManagerOptions(best_fn=_best_metric, read_only=True)
     with _naming(folder):
         return ocp.CheckpointManager(folder, options=options)

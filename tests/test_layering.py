@@ -13,10 +13,11 @@ ALLOWED = {
     "config": [],
     "files": [],
     "digests": [],
+    "device": [],
     "data": ["config"],
     "network": ["config"],
-    "checkpoints": ["config", "digests", "files", "network"],
-    "pretrained": ["checkpoints", "files"],
+    "checkpoints": ["config", "device", "digests", "files", "network"],
+    "pretrained": ["checkpoints", "device", "files"],
     "training": [
         "checkpoints",
         "config",

@@ -69,10 +69,13 @@ def test_an_unknown_dtype_is_refused():
         load_segmenter(dtype="float8")
 
 
-def test_a_folder_comes_before_a_network_of_its_name(tmp_path, monkeypatch):
+def test_a_run_comes_before_a_network_of_its_name(tmp_path, monkeypatch):
+    """But not a folder of results, which may be called as what made them."""
     monkeypatch.chdir(tmp_path)
     assert pretrained.resolve("small").is_dir()
     (tmp_path / "small").mkdir()
+    assert pretrained.resolve("small") == pretrained.find("small")
+    (tmp_path / "small" / "checkpoints").mkdir()
     assert pretrained.resolve("small") == pathlib.Path("small")
     assert pretrained.resolve(tmp_path / "other") == tmp_path / "other"
 

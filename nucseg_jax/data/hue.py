@@ -31,7 +31,7 @@ def in_gray(plane: Plane) -> Plane:
     That is so where the other channels follow it: what they show besides, and the
     darkest pixels of all three, are small beside its range, and most of it is dark.
     Gray in three equal channels is of one hue, too. Channels that were asked for stay,
-    and so do two stains, and stained tissue.
+    and so do two stains, and stained tissue. What was judged is not judged again.
 
     Args:
       plane: Judged by some 2^14 of its pixels, of 64 rows evenly over it.
@@ -39,13 +39,12 @@ def in_gray(plane: Plane) -> Plane:
     Raises:
       ImageError: If the plane cannot be read.
     """
-    if not plane.is_colour:
+    if not plane.may_be_one_hue:
         return plane
-    strongest = _strongest_channel(_sample(plane))
-    if strongest is None:
-        return plane
-    chosen = (plane.segmented[strongest],)
-    return dataclasses.replace(plane, segmented=chosen, is_colour=False)
+    chosen, strongest = plane.segmented, _strongest_channel(_sample(plane))
+    if strongest is not None:
+        chosen = (chosen[strongest],)
+    return dataclasses.replace(plane, segmented=chosen, may_be_one_hue=False)
 
 
 def _strongest_channel(colours: np.ndarray) -> int | None:

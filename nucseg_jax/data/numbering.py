@@ -56,8 +56,8 @@ def check_numbered(examples: Sequence[Example]) -> None:
 def _count(label_image: np.ndarray) -> tuple[int, int]:
     """Counts the numbers at the image's centre, and the pieces that they are in."""
     centre = label_image[tuple(_middle(length) for length in label_image.shape)]
-    _, num_pieces = skimage.measure.label(centre, return_num=True, connectivity=2)
-    return len(np.unique(centre[centre > 0])), num_pieces
+    pieces = np.asarray(skimage.measure.label(centre, connectivity=2))
+    return len(np.unique(centre[centre > 0])), int(pieces.max(initial=0))
 
 
 def _middle(length: int) -> slice:

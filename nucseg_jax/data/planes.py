@@ -47,8 +47,8 @@ class Plane:
         and "blue"; or "0", "1" and so on.
       segmented: Which channels the network sees: one as gray, or three as red, green
         and blue.
-      is_colour: Whether these are all colours of the picture, since none were asked
-        for.
+      may_be_one_hue: Whether these are red, green and blue for which nobody asked, and
+        of which `hue.in_gray` has not told yet whether they are one hue on black.
       pixel_size: Micrometres a pixel; None = unknown.
       files: That hold the pixels, links resolved, if they are several: an OME-TIFF may
         be written in parts, each of which opens as the whole.
@@ -61,7 +61,7 @@ class Plane:
     dtype: np.dtype
     channels: tuple[str, ...]
     segmented: tuple[int, ...]
-    is_colour: bool
+    may_be_one_hue: bool
     pixel_size: float | None
     files: tuple[pathlib.Path, ...]
     _read: Callable[[slice, slice], np.ndarray] = dataclasses.field(repr=False)
@@ -175,8 +175,8 @@ def plane_of_array(
         )
     if channel is None:
         segmented = tuple(range(num_channels))
-    elif channel in range(num_channels):
-        segmented = (channel,)
+    elif type(channel) is not bool and channel in range(num_channels):
+        segmented = (int(channel),)
     else:
         raise ImageError(f"the image: has no channel {channel}; it has {num_channels}")
     return Plane(
@@ -187,7 +187,7 @@ def plane_of_array(
         dtype=pixels.dtype,
         channels=tuple(map(str, range(num_channels))),
         segmented=segmented,
-        is_colour=len(segmented) == 3,
+        may_be_one_hue=len(segmented) == 3,
         pixel_size=pixel_size,
         files=(),
         _read=lambda rows, columns: pixels[rows, columns],
@@ -250,7 +250,7 @@ def _planes_of(
             dtype=stack.dtype,
             channels=stack.channels,
             segmented=segmented,
-            is_colour=stack.is_colour and channel is None,
+            may_be_one_hue=stack.is_colour and channel is None,
             pixel_size=stack.pixel_size,
             files=stack.files,
             _read=functools.partial(stack.read, index),

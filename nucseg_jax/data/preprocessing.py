@@ -10,9 +10,11 @@ import cv2
 import numpy as np
 
 from nucseg_jax.config import DataConfig
+from nucseg_jax.data.errors import ImageError
 
 _CLAHE_TILES = (8, 8)
 _COUNTED_PIXELS = 1 << 22
+_SLACK = 1e-3  # Less than half a step of 8 bits, as of rounded sums.
 
 
 def prepare_image(image: np.ndarray, config: DataConfig) -> np.ndarray:
@@ -26,7 +28,11 @@ def prepare_image(image: np.ndarray, config: DataConfig) -> np.ndarray:
 
     Returns:
       uint8 [size, size, 3] where whole images are resized, or else [H, W, 3].
+
+    Raises:
+      ImageError: If the image is another kind of array, or has values beyond.
     """
+    _check_image(image)
     image_u8 = to_uint8(image)
     if config.normalization != "none":
         table = contrast_table(histogram(image_u8), config.normalization)
@@ -36,6 +42,17 @@ def prepare_image(image: np.ndarray, config: DataConfig) -> np.ndarray:
     if config.clahe_clip_limit:
         image_u8 = equalize(image_u8, clip_limit=config.clahe_clip_limit)
     return image_u8
+
+
+def _check_image(image: np.ndarray) -> None:
+    expected = "expected floats [H, W, 3] in [0, 1], as from images.read_image"
+    is_one = image.ndim == 3 and image.shape[-1] == 3 and image.size
+    if not is_one or image.dtype.kind != "f":
+        raise ImageError(f"the image: is {image.dtype} {image.shape}; {expected}")
+    low, high = image.min(), image.max()
+    # Values that are not numbers are not within either.
+    if not (low > -_SLACK and high < 1 + _SLACK):
+        raise ImageError(f"the image: has values from {low} to {high}; {expected}")
 
 
 def histogram(image_u8: np.ndarray) -> np.ndarray:

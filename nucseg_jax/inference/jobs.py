@@ -262,7 +262,8 @@ def _check_name_is_free(
     with contextlib.suppress(FileNotFoundError, summaries.SummaryError):
         summary = summaries.read_summary(summaries.summary_path(output, name))
         before, source = pathlib.Path(summary["source"]), job.image.absolute()
-        if stamp != summary["stamp"] and before != source:
+        is_same = os.path.realpath(before) == os.path.realpath(source)
+        if stamp != summary["stamp"] and not is_same:
             raise ImageError(
                 f"{source}: {output} holds the results of {before} under the same "
                 f"name, {name}: give another --output"

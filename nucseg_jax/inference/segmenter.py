@@ -148,10 +148,9 @@ class Segmenter:
           ImageError: If shape or dtype is another, or the scale is out of range.
           ValueError: If the pixel size is out of range, see `planes.check_pixel_size`.
         """
-        given = plane_of_array(
-            np.asarray(image), channel=channel, pixel_size=pixel_size
+        plane = plane_of_array(
+            _plain_array(image), channel=channel, pixel_size=pixel_size
         )
-        plane = in_gray(given)
         tables, bands = [], []
         for item in self.stream(plane, scale=scale):
             if isinstance(item, Band):
@@ -174,12 +173,15 @@ class Segmenter:
         """Predicts the probabilities of an image.
 
         Args:
-          image: float32 [H, W, 3] in [0, 1].
+          image: float32 [H, W, 3] in [0, 1], as from `images.read_image`.
           size: Height and width of the result; None = the image's own.
           tell_tiles: Called before the first tile and after each.
 
         Returns:
           float32 [*size, T].
+
+        Raises:
+          ImageError: If shape, dtype or range are others.
         """
         read = array_reader(self._preparation.prepare(image))
         shape = self._preparation.network_shape(image.shape[:2])
@@ -216,7 +218,8 @@ class Segmenter:
         """Segments a plane of any size in bounded memory.
 
         Args:
-          plane: From `planes.open_planes`, or of one hue from `hue.in_gray`.
+          plane: From `planes.open_planes`; one hue on black is seen in gray, see
+            `hue.in_gray`.
           scale: Resize by this factor for the network.
           tell_tiles: Called before the first tile and after each, in another thread.
             What is yielded comes later, since tiles are predicted ahead of it.
@@ -229,7 +232,7 @@ class Segmenter:
             is out of range.
         """
         self.check_scale(plane, scale)
-        shape = plane.shape[:2]
+        plane, shape = in_gray(plane), plane.shape[:2]
         look = colour_reader(plane, intensity_range(plane))
         # No higher for a small scale: rows of the whole width are kept.
         height, width = (max(round(n / max(scale, 1)), 1) for n in _CORE)
@@ -449,6 +452,17 @@ def _measure(window: Window, plane: Plane) -> dict[str, np.ndarray]:
 
 def _join_columns(tables: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([t[name] for t in tables]) for name in tables[0]}
+
+
+def _plain_array(image: np.ndarray) -> np.ndarray:
+    if np.ma.isMaskedArray(image):
+        raise ImageError(
+            "the image: is a masked array; fill it first, as with image.filled(0)"
+        )
+    array = np.asarray(image)
+    # NumPy knows the kind of JAX's own floats, such as bfloat16, no more than of words.
+    is_jax_float = array.dtype.kind == "V" and jnp.issubdtype(array.dtype, jnp.floating)
+    return array.astype(np.float32) if is_jax_float else array
 
 
 def choose_halo(scale: float) -> int:

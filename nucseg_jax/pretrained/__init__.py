@@ -12,6 +12,7 @@ import pathlib
 
 import jax
 
+from nucseg_jax import device
 from nucseg_jax.checkpoints import CheckpointError
 from nucseg_jax.files import writing_text
 
@@ -22,24 +23,31 @@ _SUMS = "SHA256SUMS"
 
 def choose() -> str:
     """Names the network for JAX's device: "small" on a CPU, "base" on any other."""
+    device.start()
     return "small" if jax.default_backend() == "cpu" else "base"
+
+
+def is_named(checkpoint: str | os.PathLike) -> bool:
+    """Whether this names one of `NAMES`, and no run that lies in such a folder.
+
+    A folder of results may well be called like the network that made them.
+    """
+    name = os.fspath(checkpoint)
+    return name in NAMES and not pathlib.Path(name, "checkpoints").is_dir()
 
 
 def resolve(checkpoint: str | os.PathLike | None) -> pathlib.Path:
     """Finds the folder of a network.
 
     Args:
-      checkpoint: A folder, or one of `NAMES` where there is no folder of that name;
-        None or "" = the one that `choose` names.
+      checkpoint: A folder, or one of `NAMES`, see `is_named`; None or "" = the one that
+        `choose` names.
 
     Raises:
       CheckpointError: If a network of the package is damaged.
     """
     name = os.fspath(checkpoint or choose())
-    path = pathlib.Path(name)
-    if checkpoint and (name not in NAMES or path.is_dir()):
-        return path
-    return find(name)
+    return find(name) if is_named(name) or not checkpoint else pathlib.Path(name)
 
 
 def find(name: str) -> pathlib.Path:

@@ -125,7 +125,7 @@ def test_channels_of_a_stack_are_counted_in_the_stack():
     pixels = np.zeros((*fluorescence().shape, 4), np.uint16)
     pixels[..., 3] = fluorescence()
     plane = plane_of_array(pixels, channel=0)
-    plane = dataclasses.replace(plane, segmented=(0, 3, 1), is_colour=True)
+    plane = dataclasses.replace(plane, segmented=(0, 3, 1), may_be_one_hue=True)
     assert in_gray(plane).segmented == (3,)
 
 
@@ -136,6 +136,16 @@ def test_channels_that_were_asked_for_stay(tmp_path):
     for channel, expected in ((None, (2,)), ("0,1,2", (0, 1, 2)), ("red", (0,))):
         with open_planes(path, channel=channel) as (plane,):
             assert in_gray(plane).segmented == expected
+
+
+@pytest.mark.parametrize("hue", [HUES["blue"], None], ids=["one hue", "many"])
+def test_what_was_judged_is_not_judged_again(hue):
+    colours = np.random.default_rng(0).random((64, 64, 3))
+    pixels = colours if hue is None else coloured(fluorescence(), hue)
+    judged = in_gray(plane_of_array(pixels))
+    assert len(judged.segmented) == (3 if hue is None else 1)
+    object.__setattr__(judged, "_read", None)
+    assert in_gray(judged) is judged
 
 
 def test_one_channel_is_not_looked_at():

@@ -115,7 +115,8 @@ def test_lists_of_ids_named_for_scoring_are_those_of_training(
 
 def test_the_run_to_begin_with_is_found_from_anywhere(parse, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "small").mkdir()  # Of results.
     assert parse("--init=runs").train.init == str(tmp_path / "runs")
     assert parse("--init=small").train.init == "small"
     assert parse("--init=").train.init == ""
@@ -128,6 +129,12 @@ def test_a_tilde_is_the_home_folder(parse, absl_flags, monkeypatch):
     config = parse("--data_dir=~/images", "--output=~/results")
     assert config.data.data_dir == "/home/ada/images"
     assert absl_flags.output == "/home/ada/results"
+
+
+def test_a_path_from_a_variable_that_is_not_set_is_refused(absl_flags):
+    shared.output("Folder.")
+    with pytest.raises(flags.IllegalFlagValueError, match="--output=: is empty"):
+        absl_flags(["program", "--output="])
 
 
 def test_a_relative_data_dir_is_stored_as_an_absolute_one(parse, tmp_path, monkeypatch):

@@ -81,6 +81,22 @@ def test_a_folder_after_its_subfolder(folder, run, listed):
     assert run() == 0 and listed() == ["a.png", "sub/b.png"]
 
 
+@pytest.mark.parametrize("how", ["through another folder", "by a link"])
+def test_a_folder_that_is_called_otherwise(folder, run, listed, tmp_path, how):
+    draw(folder / "sub/a.png")
+    run()
+    other = tmp_path / "other"
+    if how == "by a link":
+        other.symlink_to(folder, target_is_directory=True)
+    else:
+        other.mkdir()
+        other = other / ".." / "images"
+    assert run(other) == 0 and listed() == ["sub/a.png"]
+    draw(folder / "sub/a.png", seed=1)
+    assert run(other) == 0 and run.errors == [""] and listed() == ["sub/a.png"]
+    assert run(other / "sub") == 1 and listed() == ["a.png"]
+
+
 def test_an_image_whose_results_get_another_name(folder, run, listed):
     draw(folder / "a.png")
     run()

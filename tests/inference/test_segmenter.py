@@ -6,6 +6,7 @@ import pathlib
 import weakref
 
 import cv2
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import skimage.draw
@@ -516,6 +517,61 @@ def test_a_scale_is_refused_where_whole_images_are_resized(network):
 def test_lengths_are_never_measured_by_a_pixel_without_size(segment, pixel_size):
     with pytest.raises(ValueError, match="pixel_size is .*; it must be above 0"):
         segment(SCENE, pixel_size=pixel_size)
+
+
+def test_streams_see_one_hue_in_gray(segment):
+    """As arrays do, and files that programs read."""
+    pixels = np.zeros((40, 50, 3), np.uint8)
+    pixels[8:20, 10:24, 2] = 200
+    plane = plane_of_array(pixels)
+    bands = [item for item in segment.stream(plane) if isinstance(item, Band)]
+    labels = np.concatenate([band.labels for band in bands])
+    np.testing.assert_array_equal(labels > 0, pixels[..., 2] > 0)
+    np.testing.assert_array_equal(labels, segment(pixels).labels)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((9, 9, 3), np.uint8), r"is uint8 \(9, 9, 3\); expected floats"),
+        (np.zeros((9, 9), np.float32), r"is float32 \(9, 9\)"),
+        (np.zeros((9, 9, 1), np.float32), r"is float32 \(9, 9, 1\)"),
+        (np.zeros((0, 9, 3), np.float32), r"is float32 \(0, 9, 3\)"),
+        (np.full((9, 9, 3), 1.3), "has values from 1.3 to 1.3; expected floats"),
+        (np.full((9, 9, 3), -0.1), "has values from -0.1"),
+        (np.full((9, 9, 3), np.nan), "has values from nan"),
+    ],
+    ids=str,
+)
+def test_probabilities_are_of_prepared_images_alone(segment, image, message):
+    """Values beyond would wrap around at 256 without a word."""
+    with pytest.raises(ImageError, match=f"the image: {message}"):
+        segment.predict(image)
+
+
+def test_rounding_beyond_the_ends_is_no_fault(segment):
+    image = np.linspace(-1e-6, 1 + 1e-6, 27, dtype=np.float32).reshape(3, 3, 3)
+    inside = segment.predict(image.clip(0, 1))
+    np.testing.assert_array_equal(segment.predict(image), inside)
+
+
+def test_masked_arrays_are_refused(segment):
+    with pytest.raises(ImageError, match="is a masked array; fill it first"):
+        segment(np.ma.masked_less(np.ones((20, 20)), 0.5))
+
+
+def test_floats_that_only_jax_knows_are_numbers(segment):
+    values = np.zeros((20, 20), np.float32)
+    values[4:12, 4:12] = 0.75
+    labels = segment(jnp.asarray(values, jnp.bfloat16)).labels
+    np.testing.assert_array_equal(labels, segment(values).labels)
+    assert labels.any()
+
+
+@pytest.mark.parametrize("channel", [True, 5, -1, 0.5])
+def test_channels_that_do_not_exist_are_refused(segment, channel):
+    with pytest.raises(ImageError, match=f"has no channel {channel}; it has 4"):
+        segment(np.zeros((20, 20, 4)), channel=channel)
 
 
 @pytest.mark.parametrize("dtype", [complex, object, str, "M8[s]"])

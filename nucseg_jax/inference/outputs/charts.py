@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -32,7 +33,7 @@ def draw_counts(counts: Sequence[int]) -> str:
     figure, axes = _start("nuclei an image", "images")
     axes.stairs(np.histogram(counts, edges)[0], edges, fill=True, color=_ACCENT)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    return _to_svg(figure)
+    return _to_svg(figure, "counts")
 
 
 def draw_areas(bins: Mapping[int, int], unit: str) -> str:
@@ -56,7 +57,7 @@ def draw_areas(bins: Mapping[int, int], unit: str) -> str:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 2 else (1,)))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    return _to_svg(figure)
+    return _to_svg(figure, "areas")
 
 
 def median_area(bins: Mapping[int, int]) -> float:
@@ -82,12 +83,16 @@ def _start(x_label: str, y_label: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _to_svg(figure: Figure) -> str:
-    """The SVG element alone, without a word on who made it."""
+def _to_svg(figure: Figure, name: str) -> str:
+    """The SVG element alone, without a word on who made it.
+
+    A page may hold several: ids within begin with the name.
+    """
     file = io.StringIO()
     metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(file, format="svg", transparent=True, metadata=metadata)
     text = file.getvalue()
     for stand_in, colour in _COLOURS.items():
         text = text.replace(stand_in, colour)
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
     return text[text.index("<svg") :]

@@ -100,6 +100,17 @@ def test_the_page_has_what_the_summaries_have(tmp_path, plane):
     assert [p.name for p in tmp_path.glob("*") if p.is_file()] == ["report.html"]
 
 
+def test_no_id_of_the_page_stands_twice(tmp_path, plane):
+    """Each chart is a picture with ids of its own."""
+    run(tmp_path, "a", plane)
+    report(tmp_path)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) > 20 and len(ids) == len(set(ids))
+    for target in re.findall(r'(?:href="#|url\(#)([^")]+)', text):
+        assert target in ids
+
+
 def test_links_lead_to_the_files(tmp_path, plane):
     run(tmp_path, "b/a & b #1?%20.x", plane, save=("labels", "overlay", "table"))
     links = [a["href"] for a in report(tmp_path).all("a")]
