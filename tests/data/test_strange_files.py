@@ -753,7 +753,7 @@ def links_in_a_circle(folder):
 @refused
 def pipe_called_png(folder):
     os.mkfifo(folder / "a.png")
-    return folder / "a.png", "no regular file"
+    return folder / "a.png", "not a regular file"
 
 
 @refused

@@ -40,11 +40,10 @@ def open_ome_zarr(
       ImageError: If there is no image, axes are unknown, or chunks too large.
     """
     images = _find_images(path)
-    cache = regions.BlockCache()
-    with contextlib.ExitStack() as closing:
+    with contextlib.closing(regions.BlockCache()) as cache:
         stacks = []
         for number, image in enumerate(images):
-            stack = _stack_of(image, closing, cache, axes, max_pixels)
+            stack = _stack_of(image, cache, axes, max_pixels)
             name = f"s={number}" if len(images) > 1 else ""
             stacks.append(dataclasses.replace(stack, name=name))
         yield stacks
@@ -150,7 +149,6 @@ def _channel_names(metadata: dict[str, Any]) -> tuple[str, ...]:
 
 def _stack_of(
     image: _Image,
-    closing: contextlib.ExitStack,
     cache: regions.BlockCache,
     answer: str | None,
     max_pixels: int,
@@ -166,7 +164,6 @@ def _stack_of(
     axes = settle_axes(image.path, own, lengths, answer)
     places = dict(zip(axes, kept, strict=True))
     blocks = ZarrBlocks(image.path, image.array, places, cache, max_pixels=max_pixels)
-    closing.callback(blocks.close)
     has_names = len(image.channels) == blocks.num_channels
     numbers = tuple(str(n) for n in range(blocks.num_channels))
     return Stack(

@@ -147,8 +147,8 @@ def _stack_of(picture: _Picture, orientation: int) -> Stack:
     shape = regions.turned_shape(picture.height, picture.width, orientation)
 
     def make_read(read: Callable[[slice, slice], np.ndarray]) -> ReadPicture:
-        return lambda index, rows, columns: regions.read_turned(
-            read, rows, columns, shape=shape, orientation=orientation
+        return regions.make_upright(
+            lambda index, rows, columns: read(rows, columns), shape, orientation
         )
 
     return Stack(

@@ -11,7 +11,8 @@ from collections.abc import Callable, Hashable
 
 import numpy as np
 
-Read = Callable[[slice, slice], np.ndarray]  # (rows, columns) -> [h, w, ...]
+from nucseg_jax.data.formats.stacks import ReadPicture
+
 LoadBlock = Callable[[int, int], np.ndarray]  # (block row, block column) -> [h, w, ...]
 
 _CACHE_BYTES = 128 << 20
@@ -32,6 +33,7 @@ class BlockCache:
         )
         self._num_bytes = 0
         self._most_bytes = _CACHE_BYTES
+        self._is_closed = False
         self._lock = threading.Lock()
 
     def make_room(self, row_bytes: int) -> None:
@@ -44,8 +46,14 @@ class BlockCache:
         self._most_bytes = max(self._most_bytes, wanted)
 
     def get(self, key: Hashable, load: Callable[[], np.ndarray]) -> np.ndarray:
-        """Gives a block, loaded if it is not here. It must not be changed."""
+        """Gives a block, loaded if it is not here. It must not be changed.
+
+        Raises:
+          ValueError: If the file was closed.
+        """
         with self._lock:
+            if self._is_closed:
+                raise ValueError("the file was closed")
             if key in self._blocks:
                 self._blocks.move_to_end(key)
                 return self._blocks[key]
@@ -58,10 +66,11 @@ class BlockCache:
                 self._num_bytes -= self._blocks.popitem(last=False)[1].nbytes
         return block
 
-    def clear(self) -> None:
+    def close(self) -> None:
+        """Forgets all blocks; reading is an error from now on."""
         with self._lock:
+            self._is_closed = True
             self._blocks.clear()
-            self._num_bytes = 0
 
 
 def read_blocks(
@@ -124,22 +133,24 @@ def turned_shape(height: int, width: int, orientation: int) -> tuple[int, int]:
     return (width, height) if orientation in (5, 6, 7, 8) else (height, width)
 
 
-def read_turned(
-    read: Read, rows: slice, columns: slice, *, shape: tuple[int, int], orientation: int
-) -> np.ndarray:
-    """Reads a region of a turned picture from the picture as it is stored.
+def make_upright(
+    read: ReadPicture, shape: tuple[int, int], orientation: int
+) -> ReadPicture:
+    """Makes the function that reads pictures turned as their orientation asks.
 
     Args:
-      read: Reads a region as it is stored.
-      rows: Of the region in the turned picture.
-      columns: Of the region in the turned picture.
-      shape: Height and width of the turned picture.
+      read: Reads them as they are stored.
+      shape: Height and width once they are turned.
       orientation: 1 to 8.
     """
-    if orientation in (3, 4, 7, 8):
-        rows = slice(shape[0] - rows.stop, shape[0] - rows.start)
-    if orientation in (2, 3, 6, 7):
-        columns = slice(shape[1] - columns.stop, shape[1] - columns.start)
-    if orientation in (5, 6, 7, 8):
-        rows, columns = columns, rows
-    return turn(read(rows, columns), orientation)
+
+    def read_upright(index: tuple[int, ...], rows: slice, columns: slice) -> np.ndarray:
+        if orientation in (3, 4, 7, 8):
+            rows = slice(shape[0] - rows.stop, shape[0] - rows.start)
+        if orientation in (2, 3, 6, 7):
+            columns = slice(shape[1] - columns.stop, shape[1] - columns.start)
+        if orientation in (5, 6, 7, 8):
+            rows, columns = columns, rows
+        return turn(read(index, rows, columns), orientation)
+
+    return read_upright

@@ -48,16 +48,17 @@ def open_tiff(
       ImageError: If the file is cut off, axes are unknown, a compressed block is too
         large, or colours or values are of a kind that cannot be read.
     """
-    with contextlib.ExitStack() as closing, _open_whole(path) as tiff:
+    with (
+        _open_whole(path) as tiff,
+        contextlib.closing(regions.BlockCache()) as cache,
+    ):
         if not tiff.is_ndpi:  # Their lists are written in another way.
             _check_page_list(path, tiff)
         numbers = _choose_series(tiff)
-        cache, lock = regions.BlockCache(), threading.Lock()
-        stacks = []
+        stacks, lock = [], threading.Lock()
         for number in numbers:
             series = tiff.series[number]
             pages = Pages(path, series, cache, lock, max_pixels=max_pixels)
-            closing.callback(pages.close)
             stack = _stack_of(path, tiff, number, pages, axes, max_pixels=max_pixels)
             name = f"s={number}" if len(numbers) > 1 else ""
             stacks.append(dataclasses.replace(stack, name=name, files=pages.files))
@@ -142,7 +143,7 @@ def _stack_of(
         read = tiff_layout.make_read(
             path, layout, pages, convert, max_pixels=max_pixels
         )
-        return tiff_layout.make_upright(read, shape, orientation)
+        return regions.make_upright(read, shape, orientation)
 
     stored = samples.convert_stored
     names = tiff_metadata.channel_names(tiff, number)

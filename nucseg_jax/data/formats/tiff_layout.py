@@ -11,7 +11,6 @@ import numpy as np
 import tifffile
 
 from nucseg_jax.data import errors
-from nucseg_jax.data.formats import regions
 from nucseg_jax.data.formats.stacks import ReadPicture, settle_axes, squeeze
 from nucseg_jax.data.formats.tiff_colours import Convert
 from nucseg_jax.data.formats.tiff_pages import Pages
@@ -142,23 +141,3 @@ def _read_whole(layout: Layout, pages: Pages, convert: Convert) -> ReadPicture:
         return region.reshape(*region.shape[:2], -1).copy()
 
     return read
-
-
-def make_upright(
-    read: ReadPicture, shape: tuple[int, int], orientation: int
-) -> ReadPicture:
-    """Makes the function that reads a picture turned as its orientation asks.
-
-    Args:
-      read: Reads it as it is stored.
-      shape: Height and width once it is turned.
-      orientation: 1 to 8.
-    """
-
-    def read_upright(index: tuple[int, ...], rows: slice, columns: slice) -> np.ndarray:
-        stored = functools.partial(read, index)
-        return regions.read_turned(
-            stored, rows, columns, shape=shape, orientation=orientation
-        )
-
-    return read_upright

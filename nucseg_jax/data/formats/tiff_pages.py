@@ -84,7 +84,6 @@ class Pages:
         self._contiguous = contiguous
         self._cache = cache
         self._lock = lock
-        self._is_closed = False
         # Uncompressed pages one behind the other need no look at each of them, and
         # ImageJ writes only the first of them.
         self._start = series.dataoffset if page.is_final else None
@@ -123,11 +122,6 @@ class Pages:
         parts = dict.fromkeys(page.parent for page in self._pages)
         paths = [pathlib.Path(part.filehandle.path) for part in parts]
         return tuple(paths) if len(paths) > 1 else ()
-
-    def close(self) -> None:
-        """Forgets decoded blocks; reading is an error from now on."""
-        self._is_closed = True
-        self._cache.clear()
 
     @property
     def _grid(self) -> tuple[int, int]:
@@ -188,8 +182,6 @@ class Pages:
 
     def _load(self, number: int, plane: int, i: int, j: int) -> np.ndarray:
         """Gives a block, [h, w, samples of a plane]."""
-        if self._is_closed:
-            raise ValueError("the file was closed")
         read = self._read_raw if self._keyframe.is_final else self._decode
         place = number, plane, i, j
         return self._cache.get((id(self), *place), lambda: read(*place))

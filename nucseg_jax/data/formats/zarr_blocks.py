@@ -59,7 +59,6 @@ class ZarrBlocks:
         self._places = places
         self._folder = path / array.path
         self._cache = cache
-        self._is_closed = False
         # Sharded chunks have their lengths written elsewhere.
         self._is_blosc = array.shards is None and any(
             "blosc" in type(codec).__name__.lower() for codec in array.compressors
@@ -88,11 +87,6 @@ class ZarrBlocks:
             dtype=self.dtype,
         )
 
-    def close(self) -> None:
-        """Forgets decoded blocks; reading is an error from now on."""
-        self._is_closed = True
-        self._cache.clear()
-
     def _check(self, max_pixels: int) -> None:
         chunk = self._array.chunks
         channels = chunk[self._places["C"]] if "C" in self._places else 1
@@ -113,8 +107,6 @@ class ZarrBlocks:
         return is_place and self._array.metadata.encode_chunk_key(place) == key
 
     def _load(self, index: tuple[int, ...], i: int, j: int) -> np.ndarray:
-        if self._is_closed:
-            raise ValueError("the folder was closed")
         place = index, i, j
         return self._cache.get((id(self), *place), lambda: self._decode(*place))
 
