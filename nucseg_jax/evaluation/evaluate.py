@@ -7,6 +7,7 @@ not: nuclei that touch are one there. Such examples get pixel scores alone.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -282,10 +283,7 @@ def _mean(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _merge_all(counts: list[Any]) -> Any:
-    total = counts[0]
-    for part in counts[1:]:
-        total = total.merge(part)
-    return total
+    return functools.reduce(lambda total, part: total.merge(part), counts)
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -55,17 +56,15 @@ def make_validate(
 
     def validate(variables: Variables) -> Validation:
         total = EpochMetrics()
-        heads: PixelCounts | None = None
+        heads: list[PixelCounts] = []
         for batch in batches:
             stop.check()
             metrics = eval_step(variables, batch)
             total.add(metrics.step)
-            counts = metrics.heads.to_host()
-            heads = counts if heads is None else heads.merge(counts)
+            heads.append(metrics.heads.to_host())
         summary = total.summarize()
-        assert heads is not None
         assert total.counts is not None and total.histogram is not None
-        head_ious = np.asarray(heads.iou)
+        head_ious = np.asarray(functools.reduce(PixelCounts.merge, heads).iou)
         best_iou = summary["iou"]
         if heads_stand_alone:
             best_iou = max(best_iou, float(head_ious.max()))
