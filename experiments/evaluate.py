@@ -54,20 +54,21 @@ def main() -> None:
     model, variables, config = restore_for_inference(
         pretrained.resolve(_CHECKPOINT.value), mode
     )
-    data, examples, val = load_scored_data(
-        _CHECKPOINT.value, _SUBSET.value, config.data
-    )
+    scored = load_scored_data(_CHECKPOINT.value, _SUBSET.value, config.data)
+    tuned_on = scored.val if _THRESHOLD.value == "tuned" else []
     folder = results_folder()
     make_folder(folder)
     segmenter = make_segmenter(model, variables, config, mode=mode, tta=int(_TTA.value))
     evaluation = evaluate(
         segmenter,
-        progress(examples, f"scoring {_SUBSET.value}"),
-        threshold=choose_threshold(segmenter, val),
+        progress(scored.examples, f"scoring {_SUBSET.value}"),
+        threshold=choose_threshold(segmenter, tuned_on),
         score_size=_SCORE_SIZE.value,
     )
-    print(f"\n{_SUBSET.value} of {data.data_dir}\n{format_table(evaluation)}\n")
-    about = protocol(data, segmenter.decoding.mode, config.fast_head)
+    print(
+        f"\n{_SUBSET.value} of {scored.settings.data_dir}\n{format_table(evaluation)}\n"
+    )
+    about = protocol(scored.settings, segmenter.decoding.mode, config.fast_head)
     write_results(segmenter, evaluation, about, folder)
 
 
@@ -76,12 +77,12 @@ def progress(examples: list[Example], name: str) -> tqdm.tqdm:
     return tqdm.tqdm(examples, desc=name, unit="image")
 
 
-def choose_threshold(segmenter: Segmenter, val: list[Example]) -> float:
+def choose_threshold(segmenter: Segmenter, tuned_on: list[Example]) -> float:
     """Returns the threshold that --threshold asks for."""
     if _THRESHOLD.value != "tuned":
         return shared.parse_threshold(_THRESHOLD.value)
     return tune_threshold(
-        segmenter, progress(val, "tuning on val"), score_size=_SCORE_SIZE.value
+        segmenter, progress(tuned_on, "tuning on val"), score_size=_SCORE_SIZE.value
     )
 
 

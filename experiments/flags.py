@@ -94,7 +94,7 @@ def checkpoint(meaning: str = "", *, required: bool = True) -> flags.FlagHolder:
 def subset() -> flags.FlagHolder:
     """Asks for the flag --subset."""
     choices = ["train", "val", "test", "all"]
-    meaning = "Part of the data to score; all = a folder that is not divided."
+    meaning = "Part of the data to score; all = every image."
     return _once(flags.DEFINE_enum, "subset", "val", choices, meaning)
 
 
@@ -324,6 +324,8 @@ def _value(name: str) -> Any:
     value: Any = flags.FLAGS[name].value
     # The config outlives the working directory that a relative path is meant for.
     if name == "data_dir":
+        if not value and flags.FLAGS[name].present:
+            raise ConfigError("data_dir is empty; name a folder")
         return _absolute(value)
     if name == "init":
         folder = _absolute(value)

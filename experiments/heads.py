@@ -88,9 +88,8 @@ class Restored:
 def main() -> None:
     """Scores and times every head by itself, and all together."""
     restored = Restored(*restore_for_inference(pretrained.resolve(_CHECKPOINT.value)))
-    data, examples, val = load_scored_data(
-        _CHECKPOINT.value, _SUBSET.value, restored.config.data
-    )
+    scored = load_scored_data(_CHECKPOINT.value, _SUBSET.value, restored.config.data)
+    data, examples, val = scored.settings, scored.examples, scored.val
     results = pathlib.Path(_RESULTS.value)
     make_folder(results)
     heads = [*range(1, restored.model.depth), 0]

@@ -144,8 +144,8 @@ def _connect() -> Iterator[Any]:
     address = os.path.expanduser(_SCHEDULER.value)
     with contextlib.ExitStack() as stack:
         if address.endswith(".json"):
-            if not os.path.exists(address):  # Dask would wait for it without a word.
-                raise ValueError(f"{address}: there is no such scheduler file")
+            if not os.path.exists(address):
+                print(f"waiting for {address}", flush=True)
             client = Client(scheduler_file=address)
         elif address:
             client = Client(address)

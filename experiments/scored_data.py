@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 from experiments import flags as shared
 from experiments.device import start_device
@@ -24,12 +23,28 @@ from nucseg_jax.data.index import (
 from nucseg_jax.data.numbering import check_numbered
 
 
-class ScoredData(NamedTuple):
-    """What is scored, and what decoding and thresholds are tuned on."""
+@dataclasses.dataclass(frozen=True)
+class ScoredData:
+    """What is scored, and what decoding and thresholds are tuned on.
+
+    Attributes:
+      settings: The folder, and how it is divided.
+      examples: To score.
+      subsets: All of the folder.
+    """
 
     settings: DataConfig
     examples: list[Example]
-    val: list[Example]
+    subsets: Mapping[str, list[Example]]
+
+    @property
+    def val(self) -> list[Example]:
+        """What is tuned on.
+
+        Raises:
+          DatasetError: If there is nothing.
+        """
+        return get_subset(self.settings, self.subsets, "val")
 
 
 def load_scored_data(checkpoint: str, subset: str, trained: DataConfig) -> ScoredData:
@@ -51,10 +66,14 @@ def load_scored_data(checkpoint: str, subset: str, trained: DataConfig) -> Score
     if not before:
         _warn_of_exported(checkpoint, folder)
     elif _is_same_folder(settings, trained):
-        _warn_of_changes(before.get(subset), settings, trained, examples)
-        if subset != "train":
-            _warn_of_learned(trained, examples)
-    return ScoredData(settings, examples, subsets["val"])
+        as_trained = settings == dataclasses.replace(
+            trained, data_dir=settings.data_dir
+        )
+        if as_trained and subset in before:
+            _warn_of_changes(before[subset], examples)
+        else:
+            _warn_of_learned(before["train"], trained, examples)
+    return ScoredData(settings, examples, subsets)
 
 
 def describe_split(settings: DataConfig) -> dict[str, str | float]:
@@ -80,33 +99,31 @@ def _warn_of_exported(checkpoint: str, folder: pathlib.Path) -> None:
         print("WARNING: no --data_dir is named: the project's sample is scored")
 
 
-def _warn_of_changes(
-    before: str | None,
-    settings: DataConfig,
-    trained: DataConfig,
-    examples: Sequence[Example],
-) -> None:
-    """Tells if the training had other images or truth as the subset of this name."""
-    as_trained = dataclasses.replace(trained, data_dir=settings.data_dir)
-    if settings == as_trained and before and before != fingerprint(examples):
+def _warn_of_changes(before: str, examples: Sequence[Example]) -> None:
+    """Tells if the training had other images or truth as this subset."""
+    if before != fingerprint(examples):
         print(
             "WARNING: images or truth of this subset have changed since training; "
             "these numbers do not compare with the run's own"
         )
 
 
-def _warn_of_learned(trained: DataConfig, examples: Sequence[Example]) -> None:
+def _warn_of_learned(
+    before: str, trained: DataConfig, examples: Sequence[Example]
+) -> None:
     """Tells how many of the images of its own folder the network learned from."""
     try:
-        subsets = load_subsets(shared.resolve_data(trained))
-    except DatasetError as error:
+        learned = load_subsets(shared.resolve_data(trained))["train"]
+    except DatasetError:
+        learned = []
+    if before != fingerprint(learned):
         print(
-            "WARNING: the network may have learned from some of these images; how they "
-            f"were divided for it is not to be found any more ({error})"
+            "WARNING: the folder has changed since the network learned from it, and it "
+            "may know some of these images"
         )
         return
-    learned = {example.id for example in subsets["train"]}
-    num_learned = sum(example.id in learned for example in examples)
+    ids = {example.id for example in learned}
+    num_learned = sum(example.id in ids for example in examples)
     if num_learned:
         print(
             f"WARNING: the network learned from {num_learned} of these {len(examples)} "

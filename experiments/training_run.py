@@ -275,7 +275,9 @@ def _tune_mode(
         return stop.watch(tqdm.tqdm(examples, desc=text, unit="image"))
 
     if not can_tune(examples):
-        iou = evaluate(segmenter, watched("scoring"), threshold=0.5).pooled()["iou"]
+        pooled = evaluate(segmenter, watched("scoring"), threshold=0.5).pooled()
+        # Where there are no nuclei, a mode that finds nothing is no better than others.
+        iou = pooled["iou"] if pooled["support"] else 0.0
         print(
             f"  pixel IoU {iou:.4f}; decoding is not tuned: the truth shows no nuclei, "
             "or does not tell touching ones apart"

@@ -182,7 +182,9 @@ def _describe_split(
         return f"split by {config.split}"
     if "split" in _join(subsets)[0].columns:
         return "split by the column split"
-    return f"drawn at random with --split_seed={config.split_seed}"
+    num_groups = len({example.group for example in _join(subsets)})
+    how = f"drawn at random with --split_seed={config.split_seed}"
+    return how if num_groups > 1 else f"{how}, and all are of one group"
 
 
 def _find_indexed(root: pathlib.Path, truth: str) -> list[Example]:
@@ -375,11 +377,12 @@ def _read_text(path: pathlib.Path) -> str:
 def _split_by_fraction(
     examples: Sequence[Example], val_fraction: float, seed: int
 ) -> dict[str, list[Example]]:
-    """Draws whole groups for validation, as near to their share as groups allow.
+    """Draws whole groups for validation, of about their share.
 
-    Each that brings their number nearer to the share is taken; where all are too large,
-    the smallest. Groups are ordered by a hash of seed and name, so the draw depends
-    neither on the order of files nor on a random generator's version.
+    Groups are taken that are no larger than what is missing, and then the smallest of
+    the others if that comes nearer to the share, or if there is none yet; one is always
+    left to learn from. Groups are ordered by a hash of seed and name, so the draw
+    depends neither on the order of files nor on a random generator's version.
     """
     groups: dict[str, list[Example]] = {}
     for example in examples:
@@ -388,10 +391,14 @@ def _split_by_fraction(
     order = sorted(groups, key=lambda name: _hash(f"{seed}:{name}"))
     drawn, missing = set(), wanted
     for group in order:
-        if abs(missing - len(groups[group])) < missing:
+        if len(groups[group]) <= missing and len(drawn) < len(groups) - 1:
             drawn.add(group)
             missing -= len(groups[group])
-    drawn = drawn or {min(order, key=lambda name: len(groups[name]))}
+    left = [group for group in order if group not in drawn]
+    smallest = min(left, key=lambda group: len(groups[group]))
+    is_nearer = not drawn or len(groups[smallest]) < 2 * missing
+    if is_nearer and len(left) > 1:
+        drawn.add(smallest)
     by_id = sorted(examples, key=lambda example: example.id)
     return {
         "train": [example for example in by_id if example.group not in drawn],

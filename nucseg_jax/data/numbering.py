@@ -17,6 +17,7 @@ from nucseg_jax.data.truth import read_truth
 # What is looked at: so many label images, and of each the centre, pixels.
 _MOST_IMAGES = 16
 _LARGEST_SIDE = 2048
+_SPECK = 5  # Pixels: less than any nucleus that can be learned.
 
 
 def check_numbered(examples: Sequence[Example]) -> None:
@@ -28,12 +29,12 @@ def check_numbered(examples: Sequence[Example]) -> None:
 
     Raises:
       DatasetError: If none of them has two numbers, and most have pieces apart; or if
-        in most of them, numbers have more than two pieces in the mean.
+        in most of them, most pieces have no more than a few pixels.
     """
     numbered = [example for example in examples if example.kind == "labels"]
     checked = numbered[:: max(len(numbered) // _MOST_IMAGES, 1)]
-    counts = np.array([_count(read_truth(e)) for e in checked]).reshape(-1, 2)
-    numbers, pieces = counts.T
+    counts = np.array([_count(read_truth(e)) for e in checked]).reshape(-1, 3)
+    numbers, pieces, specks = counts.T
     if (numbers <= 1).all():
         fault = (
             "holds one number and several pieces, as other label images do: they are "
@@ -43,21 +44,22 @@ def check_numbered(examples: Sequence[Example]) -> None:
         is_faulty = pieces > 1
     else:
         fault = (
-            "holds each number in several pieces, as other label images do, and as "
-            "masks do that were resized, whose rims are gray: label images are resized "
-            "without interpolation (nearest neighbour)"
+            f"holds {_SPECK} pixels and less of most numbers, as other label images "
+            "do, and as masks do that were resized, whose rims are gray: label images "
+            "hold a number a nucleus, and are resized without interpolation"
         )
-        is_faulty = pieces > 2 * numbers
+        is_faulty = 2 * specks > pieces
     if is_faulty.sum() > len(checked) / 2:
         first = checked[int(np.argmax(is_faulty))]
         raise DatasetError(f"{first.truth[0]}: {fault}")
 
 
-def _count(label_image: np.ndarray) -> tuple[int, int]:
-    """Counts the numbers at the image's centre, and the pieces that they are in."""
+def _count(label_image: np.ndarray) -> tuple[int, int, int]:
+    """Counts numbers at the image's centre, their pieces, and the tiny ones of these."""
     centre = label_image[tuple(_middle(length) for length in label_image.shape)]
     pieces = np.asarray(skimage.measure.label(centre, connectivity=2))
-    return len(np.unique(centre[centre > 0])), int(pieces.max(initial=0))
+    areas = np.bincount(pieces.ravel())[1:]
+    return len(np.unique(centre[centre > 0])), len(areas), int((areas <= _SPECK).sum())
 
 
 def _middle(length: int) -> slice:

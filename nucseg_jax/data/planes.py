@@ -175,10 +175,12 @@ def plane_of_array(
         )
     if channel is None:
         segmented = tuple(range(num_channels))
-    elif type(channel) is not bool and channel in range(num_channels):
+    elif not isinstance(channel, bool | np.bool_) and channel in range(num_channels):
         segmented = (int(channel),)
     else:
-        raise ImageError(f"the image: has no channel {channel}; it has {num_channels}")
+        raise ImageError(
+            f"the image: has no channel {channel!r}; it has {num_channels}"
+        )
     return Plane(
         path=pathlib.Path("image"),
         name="the image",

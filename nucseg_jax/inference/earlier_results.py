@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Collection
 from typing import NamedTuple
 
-from nucseg_jax.inference.jobs import Job
+from nucseg_jax.inference.jobs import Job, resolve_folder
 from nucseg_jax.inference.outputs import summaries
 
 
@@ -32,7 +32,7 @@ class EarlierResults:
 
     def __init__(self, output: pathlib.Path):
         """Reads the summaries; damaged ones are left to those who need them."""
-        self._by_source = collections.defaultdict[str, list[_Result]](list)
+        self._by_source = collections.defaultdict[pathlib.Path, list[_Result]](list)
         self._by_stamp = collections.defaultdict[str, list[_Result]](list)
         for path in summaries.summary_paths(output):
             with contextlib.suppress(summaries.SummaryError, FileNotFoundError):
@@ -40,7 +40,7 @@ class EarlierResults:
                 source, stamp = pathlib.Path(summary["source"]), summary["stamp"]
                 name = summaries.result_name(output, path)
                 result = _Result(path, name, source, stamp)
-                self._by_source[os.path.realpath(source)].append(result)
+                self._by_source[resolve_folder(source)].append(result)
                 self._by_stamp[stamp].append(result)
 
     def retire(self, job: Job, stamp: str, names: Collection[pathlib.PurePath]) -> int:
@@ -57,7 +57,7 @@ class EarlierResults:
         Returns:
           How many there were.
         """
-        own = self._by_source.get(os.path.realpath(job.image), [])
+        own = self._by_source.get(resolve_folder(job.image), [])
         renamed = [r for r in self._by_stamp.get(stamp, []) if _is_gone(r, job)]
         return _remove({r for r in [*own, *renamed] if r.name not in names})
 
@@ -74,7 +74,7 @@ class EarlierResults:
         Returns:
           How many there were.
         """
-        own = self._by_source.get(os.path.realpath(job.image), [])
+        own = self._by_source.get(resolve_folder(job.image), [])
         return _remove({r for r in own if r.stamp != stamp and r.name not in new})
 
 

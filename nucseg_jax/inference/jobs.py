@@ -230,6 +230,14 @@ def describe(
     )
 
 
+def resolve_folder(path: pathlib.Path) -> pathlib.Path:
+    """The one path of a file, whichever way its folder was reached.
+
+    A link that is the file stays: several may lead to one, each an image by itself.
+    """
+    return pathlib.Path(os.path.realpath(path.parent), path.name)
+
+
 def is_done(
     output: pathlib.Path,
     name: pathlib.PurePath,
@@ -262,7 +270,7 @@ def _check_name_is_free(
     with contextlib.suppress(FileNotFoundError, summaries.SummaryError):
         summary = summaries.read_summary(summaries.summary_path(output, name))
         before, source = pathlib.Path(summary["source"]), job.image.absolute()
-        is_same = os.path.realpath(before) == os.path.realpath(source)
+        is_same = resolve_folder(before) == resolve_folder(source)
         if stamp != summary["stamp"] and not is_same:
             raise ImageError(
                 f"{source}: {output} holds the results of {before} under the same "

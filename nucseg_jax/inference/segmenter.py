@@ -299,7 +299,7 @@ class Segmenter:
         """Predicts a region of a plane: the same as the whole has there.
 
         Args:
-          plane: From `planes.open_planes`.
+          plane: From `hue.in_gray`, and so was what the contrast is of.
           rows: Of the region.
           columns: Of the region.
           contrast: Of the whole plane.

@@ -68,18 +68,15 @@ def make_validate(
         best_iou = summary["iou"]
         if heads_stand_alone:
             best_iou = max(best_iou, float(head_ious.max()))
+        chosen = InferenceConfig(
+            threshold=total.histogram.best_threshold(),
+            fast_head=choose_fast_head(head_ious, summary["iou"]),
+        )
         has_nuclei = bool(total.counts.support)
         if not has_nuclei:
-            # Any pixel that is found is wrong there, and none is without a fault.
-            best_iou = -summary["loss"]
-        return Validation(
-            metrics=summary | {"best_iou": best_iou},
-            inference=InferenceConfig(
-                threshold=total.histogram.best_threshold(),
-                fast_head=choose_fast_head(head_ious, summary["iou"]),
-            ),
-            has_nuclei=has_nuclei,
-        )
+            # Whatever is found is wrong there, and finding nothing is without a fault.
+            best_iou, chosen = -summary["loss"], InferenceConfig()
+        return Validation(summary | {"best_iou": best_iou}, chosen, has_nuclei)
 
     return validate
 

@@ -362,7 +362,7 @@ def draw(examples, **settings):
     return index.split_examples(examples, DataConfig(**settings))
 
 
-@given(groups, st.floats(0.05, 0.5), st.integers(0, 5))
+@given(groups, st.floats(0.05, 0.95), st.integers(0, 5))
 def test_random_split_is_disjoint_and_complete_and_keeps_groups(numbers, share, seed):
     examples = [example(f"{n:02}", f"g{group}") for n, group in enumerate(numbers)]
     subsets = draw(examples, val_fraction=share, split_seed=seed)
@@ -405,6 +405,20 @@ def test_of_groups_that_are_all_too_large_the_smallest_is_drawn():
     for seed in range(3):
         subsets = draw(examples, val_fraction=0.1, split_seed=seed)
         assert {e.group for e in subsets["val"]} == {"small"}
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_one_group_is_left_to_learn_from(seed):
+    examples = [example(f"{n}", "ab"[n // 5]) for n in range(10)]
+    subsets = draw(examples, val_fraction=0.8, split_seed=seed)
+    assert [len(subsets[name]) for name in ("train", "val")] == [5, 5]
+
+
+def test_one_group_alone_is_not_divided():
+    subsets = draw([example("1", "a"), example("2", "a")])
+    assert ids(subsets["train"]) == ["1", "2"]
+    with pytest.raises(DatasetError, match="no val images .* all are of one group"):
+        index.get_subset(DataConfig(), subsets, "val")
 
 
 def test_names_that_are_no_utf8_can_be_drawn():

@@ -18,8 +18,9 @@ def write_labels(root, *label_images):
     return find_examples(root)
 
 
-PIECES = np.array([[255, 0, 255, 0], [0, 0, 0, 0], [255, 255, 0, 255]], np.uint8)
-ONE = np.array([[0, 9, 9, 0]] * 3, np.uint8)
+SQUARE = np.ones((4, 4), np.uint8)
+PIECES = np.kron(np.array([[9, 0, 9, 0], [0, 0, 0, 0], [9, 9, 0, 9]], np.uint8), SQUARE)
+ONE = np.kron(np.array([[0, 9, 9, 0]] * 3, np.uint8), SQUARE)
 
 
 @pytest.mark.parametrize(
@@ -33,27 +34,31 @@ def test_masks_that_are_called_labels_are_refused(tmp_path, label_images):
 
 @pytest.mark.parametrize(
     "label_images",
-    [[ONE], [ONE, ONE, PIECES], [PIECES, PIECES // 255 + ONE], [0 * ONE]],
+    [[ONE], [ONE, ONE, PIECES], [PIECES, PIECES // 9 + ONE], [0 * ONE]],
     ids=["one nucleus", "most of one nucleus", "numbered", "empty"],
 )
 def test_label_images_are_taken_as_such(tmp_path, label_images):
     check_numbered(write_labels(tmp_path, *label_images))
 
 
+@pytest.mark.parametrize("num_discs", [1, 2, 6, 20])
+@pytest.mark.parametrize("side", [96, 200])
 @pytest.mark.parametrize("smooth", [True, False])
-def test_masks_that_were_resized_are_refused_but_not_label_images(tmp_path, smooth):
+def test_masks_that_were_resized_are_refused_but_not_label_images(
+    tmp_path, smooth, side, num_discs
+):
     """Of smoothed masks, each shade of gray at the rims would be a nucleus."""
     pictures = []
     for seed in range(4):
-        _, labels = disc_image(128, seed, num_discs=6)
+        _, labels = disc_image(256, seed, num_discs=num_discs)
         values = (labels > 0) * 255 if smooth else labels
         picture = PIL.Image.fromarray(values.astype(np.uint8))
         how = PIL.Image.Resampling.BILINEAR if smooth else PIL.Image.Resampling.NEAREST
-        pictures.append(np.asarray(picture.resize((96, 96), how)))
+        pictures.append(np.asarray(picture.resize((side, side), how)))
     examples = write_labels(tmp_path, *pictures)
     if not smooth:
         return check_numbered(examples)
-    with pytest.raises(DatasetError, match=r"labels/0\.png: holds each number in"):
+    with pytest.raises(DatasetError, match=r"labels/0\.png: holds 5 pixels and less"):
         check_numbered(examples)
 
 

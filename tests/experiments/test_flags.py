@@ -137,6 +137,12 @@ def test_a_path_from_a_variable_that_is_not_set_is_refused(absl_flags):
         absl_flags(["program", "--output="])
 
 
+def test_data_from_a_variable_that_is_not_set_are_refused(parse):
+    """Or the sample would be learned from."""
+    with pytest.raises(ConfigError, match="data_dir is empty"):
+        parse("--data_dir=")
+
+
 def test_a_relative_data_dir_is_stored_as_an_absolute_one(parse, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert parse("--data_dir=some/folder").data.data_dir == str(

@@ -28,6 +28,12 @@ def test_what_others_made_is_not_replaced(tmp_path, name):
     assert [p for p in tmp_path.rglob("*") if p.is_file()] == [path]
 
 
+def test_a_file_is_no_output_folder(tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ValueError, match="out: is not a folder"):
+        output_folder.check_settings(tmp_path / "out", {"network": "a"})
+
+
 def test_files_that_are_not_in_the_way_may_be_there(tmp_path):
     (tmp_path / "a.png").write_text("an image")
     output_folder.check_settings(tmp_path, SETTINGS)

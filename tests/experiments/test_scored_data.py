@@ -4,7 +4,7 @@ import pytest
 
 from experiments import scored_data
 from nucseg_jax.config import DataConfig
-from nucseg_jax.data.index import fingerprint, load_subsets
+from nucseg_jax.data.index import DatasetError, fingerprint, load_subsets
 from tests.helpers import write_disc_dataset
 
 
@@ -45,6 +45,27 @@ def test_nothing_is_told_of_the_training_s_own_validation(score, arguments):
 def test_images_that_were_learned_from_are_told(score, arguments, subset, warning):
     _, told = score(*arguments, subset=subset)
     assert f"WARNING: the network {warning}" in told
+
+
+def test_a_folder_that_has_grown_may_hold_what_was_learned(score, tmp_path):
+    """Drawn again, other images are on the other side."""
+    write_disc_dataset(tmp_path / "more", num_images=3, side=24)
+    for name in ("images", "labels"):
+        for path in (tmp_path / "more" / name).iterdir():
+            path.rename(tmp_path / "data" / name / f"new_{path.name}")
+    for arguments, subset in (((), "all"), (("--val_fraction=0.4",), "val")):
+        _, told = score(*arguments, subset=subset)
+        assert "WARNING: the folder has changed since" in told
+
+
+def test_what_is_tuned_on_must_be_there(score, tmp_path):
+    write_disc_dataset(tmp_path / "other", num_images=2, side=24)
+    rows = ["id,split", "000,test", "001,test"]
+    (tmp_path / "other" / "index.csv").write_text("\n".join(rows))
+    scored, _ = score(f"--data_dir={tmp_path / 'other'}", subset="test")
+    assert len(scored.examples) == 2
+    with pytest.raises(DatasetError, match="other: has no val images"):
+        _ = scored.val
 
 
 def test_who_asks_for_train_knows(score):

@@ -6,6 +6,8 @@ import pathlib
 import signal
 import types
 
+import numpy as np
+import PIL.Image
 import pytest
 
 from experiments import training_run
@@ -72,7 +74,7 @@ def test_of_masks_the_mode_with_the_better_pixels_becomes_the_default(
         return types.SimpleNamespace(decoding=decoding, mode=mode)
 
     def evaluate(segmenter, examples, *, threshold):
-        pooled = {"iou": scores[segmenter.mode]}
+        pooled = {"iou": scores[segmenter.mode], "support": 1}
         return types.SimpleNamespace(pooled=lambda: pooled)
 
     monkeypatch.setattr(training_run, "make_segmenter", make_segmenter)
@@ -81,6 +83,16 @@ def test_of_masks_the_mode_with_the_better_pixels_becomes_the_default(
     training_run.tune(tmp_path, [mask], StopRequest())
     assert "decoding is not tuned" in capsys.readouterr().out
     assert read_config(tmp_path).decoding == dataclasses.replace(decoding, mode=kept)
+
+
+def test_where_nothing_is_there_to_be_found_accurate_mode_stays(tmp_path, monkeypatch):
+    """A mode that finds nothing is without a fault there."""
+    save_run(tmp_path, "per_head")
+    write_disc_dataset(tmp_path / "data", num_images=1, side=24)
+    (example,) = find_examples(tmp_path / "data")
+    PIL.Image.fromarray(np.zeros((24, 24), np.uint8)).save(example.truth[0])
+    training_run.tune(tmp_path, [example], StopRequest())
+    assert read_config(tmp_path).decoding == DecodingConfig()
 
 
 def test_images_that_stand_on_both_sides_are_told(tmp_path, capsys):

@@ -97,6 +97,14 @@ def test_a_folder_that_is_called_otherwise(folder, run, listed, tmp_path, how):
     assert run(other / "sub") == 1 and listed() == ["a.png"]
 
 
+def test_links_to_one_file_are_images_by_themselves(folder, run, listed, tmp_path):
+    draw(tmp_path / "store" / "x.png")
+    for name in ("a.png", "b.png"):
+        (folder / name).symlink_to(tmp_path / "store" / "x.png")
+    for _ in range(3):
+        assert run() == 0 and listed() == ["a.png", "b.png"]
+
+
 def test_an_image_whose_results_get_another_name(folder, run, listed):
     draw(folder / "a.png")
     run()

@@ -53,7 +53,7 @@ class BlockCache:
         """
         with self._lock:
             if self._is_closed:
-                raise ValueError("the file was closed")
+                raise ValueError("it was closed")
             if key in self._blocks:
                 self._blocks.move_to_end(key)
                 return self._blocks[key]
