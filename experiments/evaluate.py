@@ -65,10 +65,9 @@ def main() -> None:
         threshold=choose_threshold(segmenter, tuned_on),
         score_size=_SCORE_SIZE.value,
     )
-    print(
-        f"\n{_SUBSET.value} of {scored.settings.data_dir}\n{format_table(evaluation)}\n"
-    )
-    about = protocol(scored.settings, segmenter.decoding.mode, config.fast_head)
+    data = scored.settings
+    print(f"\n{_SUBSET.value} of {data.data_dir}\n{format_table(evaluation)}\n")
+    about = protocol(data, segmenter.decoding.mode, config.fast_head)
     write_results(segmenter, evaluation, about, folder)
 
 

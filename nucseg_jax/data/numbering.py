@@ -55,7 +55,7 @@ def check_numbered(examples: Sequence[Example]) -> None:
 
 
 def _count(label_image: np.ndarray) -> tuple[int, int, int]:
-    """Counts numbers at the image's centre, their pieces, and the tiny ones of these."""
+    """Counts numbers at the image's centre, their pieces, and tiny ones of these."""
     centre = label_image[tuple(_middle(length) for length in label_image.shape)]
     pieces = np.asarray(skimage.measure.label(centre, connectivity=2))
     areas = np.bincount(pieces.ravel())[1:]
