@@ -38,7 +38,7 @@ _INTERRUPTED = "interrupted"
 # The better mode is what predicts. Older checkpoints know the averaged heads alone.
 _BEST_METRICS = ("best_iou", "iou")
 _DECODING = "decoding.json"
-# Of a checkpoint that may be whole.
+# Errors of access, behind which a checkpoint may be whole.
 _NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ESTALE}
 _CURE = "restore it from a copy, or delete this folder to use an older checkpoint"
 
@@ -462,7 +462,10 @@ def _path(manager: ocp.CheckpointManager, step: int) -> pathlib.Path:
 
 
 def _best_step(manager: ocp.CheckpointManager) -> int:
-    """Finds the best step, which damaged metrics would hide."""
+    """Finds the best step.
+
+    All metrics are checked first: a damaged one might hide it, or make another the best.
+    """
     for step in manager.all_steps():
         _restore_checked(manager, step, "metrics")
     step = manager.best_step()

@@ -1,7 +1,7 @@
 """What is timed: the train step, inference in every mode, and the loader.
 
-Each function returns seconds of single repeats after a warm-up, so that the caller may
-alternate them with a peer's and quote medians and ratios. Inputs are random, never
+Timers run single repeats after a warm-up, so that the caller may alternate them with a
+peer's and quote medians and ratios. Inputs are random, never
 zeros, for which some hardware is faster.
 """
 

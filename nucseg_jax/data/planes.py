@@ -80,7 +80,7 @@ class Plane:
           columns: Slice with step 1.
 
         Returns:
-          [h, w, C] of the plane's dtype, to be kept; of an array, a view of it.
+          [h, w, C] of the plane's dtype, contiguous; of an array maybe a view of it.
 
         Raises:
           ImageError: If the region has no pixels, the file is damaged, or it was

@@ -40,7 +40,7 @@ from nucseg_jax.inference.record import FileRecord, Outcome
 SAVE = ("labels_zarr", "table")
 _PLAN = "plan.json"
 Key = TypeVar("Key", bound=Hashable)
-# Name of a plane, what is done, how many of how many tasks are.
+# (name of the plane, stage of the work, tasks done, tasks in all)
 TellProgress = Callable[[str, str, int, int], None]
 
 

@@ -58,7 +58,7 @@ def make_train_step(
     Where loss or gradients are not finite, the state stays but for its step number.
 
     Args:
-      loss: One of `losses.SUPERVISIONS`.
+      loss: From `losses.make_loss`.
       ema_decay: Weight of the old averaged variables; 0 if none are kept.
     """
 
