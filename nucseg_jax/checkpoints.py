@@ -464,7 +464,7 @@ def _path(manager: ocp.CheckpointManager, step: int) -> pathlib.Path:
 def _best_step(manager: ocp.CheckpointManager) -> int:
     """Finds the best step.
 
-    All metrics are checked first: a damaged one might hide it, or make another the best.
+    All metrics are checked first: a damaged one might hide it, or make another best.
     """
     for step in manager.all_steps():
         _restore_checked(manager, step, "metrics")
