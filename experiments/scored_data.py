@@ -70,7 +70,7 @@ def load_scored_data(checkpoint: str, subset: str, trained: DataConfig) -> Score
             trained, data_dir=settings.data_dir
         )
         if as_trained and subset in before:
-            _warn_of_changes(before[subset], examples)
+            _warn_of_changes(subset, before[subset], examples)
         else:
             _warn_of_learned(before["train"], trained, examples)
     return ScoredData(settings, examples, subsets)
@@ -99,12 +99,12 @@ def _warn_of_exported(checkpoint: str, folder: pathlib.Path) -> None:
         print("WARNING: no --data_dir is named: the project's sample is scored")
 
 
-def _warn_of_changes(before: str, examples: Sequence[Example]) -> None:
+def _warn_of_changes(subset: str, before: str, examples: Sequence[Example]) -> None:
     """Tells if the training had other images or truth as this subset."""
     if before != fingerprint(examples):
         print(
-            "WARNING: images or truth of this subset have changed since training; "
-            "these numbers do not compare with the run's own"
+            f"WARNING: images or truth of {subset} have changed since training; these "
+            "numbers do not compare with the run's own"
         )
 
 
