@@ -120,10 +120,9 @@ def keep_compilations() -> None:
 
     JAX_COMPILATION_CACHE_DIR chooses another folder.
     """
-    # Users without a home have no cache.
-    with contextlib.suppress(RuntimeError):
-        if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-            return
+    if os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return
+    with contextlib.suppress(RuntimeError):  # Users without a home have no cache.
         jax.config.update("jax_compilation_cache_dir", str(cache_folder()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

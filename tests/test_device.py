@@ -1,12 +1,14 @@
 """A device that cannot be started is told as that, by whatever needs it first."""
 
 import os
+import pathlib
 import subprocess
 import sys
 
 import jax
 import pytest
 
+from experiments.device import keep_compilations
 from nucseg_jax import device, pretrained
 from nucseg_jax.checkpoints import CheckpointError, restore_for_inference
 from nucseg_jax.device import DeviceError
@@ -45,6 +47,18 @@ def test_a_full_device_is_no_damaged_checkpoint(monkeypatch):
     with pytest.raises(jax.errors.JaxRuntimeError) as caught:
         restore_for_inference(SMALL)
     assert not isinstance(caught.value, CheckpointError)
+
+
+def test_users_without_a_home_have_no_cache(monkeypatch):
+    def fail():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pathlib.Path, "home", fail)
+    before = jax.config.jax_compilation_cache_dir
+    keep_compilations()
+    assert jax.config.jax_compilation_cache_dir == before
 
 
 def test_a_program_tells_it_in_one_line(tmp_path):

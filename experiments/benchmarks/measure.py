@@ -1,8 +1,8 @@
 """What is timed: the train step, inference in every mode, and the loader.
 
 Timers run single repeats after a warm-up, so that the caller may alternate them with a
-peer's and quote medians and ratios. Inputs are random, never
-zeros, for which some hardware is faster.
+peer's and quote medians and ratios. Inputs are random, never zeros, for which some
+hardware is faster.
 """
 
 from __future__ import annotations
