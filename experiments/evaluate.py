@@ -54,7 +54,7 @@ def main() -> None:
     model, variables, config = restore_for_inference(
         pretrained.resolve(_CHECKPOINT.value), mode
     )
-    scored = load_scored_data(_CHECKPOINT.value, _SUBSET.value, config.data)
+    scored = load_scored_data(_CHECKPOINT.value, _SUBSET.value, config)
     tuned_on = scored.val if _THRESHOLD.value == "tuned" else []
     folder = results_folder()
     make_folder(folder)

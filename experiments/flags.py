@@ -39,6 +39,7 @@ _DEFINE = {
     str: flags.DEFINE_string,
     int: flags.DEFINE_integer,
     float: flags.DEFINE_float,
+    bool: flags.DEFINE_bool,
 }
 _SECTIONS = {"data": DataConfig, "model": ModelConfig, "train": TrainConfig}
 # Which data are meant, not how they are prepared.

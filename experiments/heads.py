@@ -88,7 +88,7 @@ class Restored:
 def main() -> None:
     """Scores and times every head by itself, and all together."""
     restored = Restored(*restore_for_inference(pretrained.resolve(_CHECKPOINT.value)))
-    scored = load_scored_data(_CHECKPOINT.value, _SUBSET.value, restored.config.data)
+    scored = load_scored_data(_CHECKPOINT.value, _SUBSET.value, restored.config)
     data, examples, val = scored.settings, scored.examples, scored.val
     results = pathlib.Path(_RESULTS.value)
     make_folder(results)

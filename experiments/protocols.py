@@ -83,7 +83,7 @@ def measure(
 
     Raises:
       ValueError: If the data are not those of the protocol, cannot give the targets,
-        or the network that runs shall begin with learned from others.
+        or what is scored may have been learned from.
     """
     rules = PROTOCOLS[protocol]
     rules = dataclasses.replace(rules, subset=subset or rules.subset)
@@ -92,6 +92,11 @@ def measure(
     if not config.data.data_dir:
         raise ValueError("a protocol needs --data_dir, the folder of the Bowl's images")
     _check_beginning(config)
+    if config.train.learn_val and rules.subset == "val":
+        raise ValueError(
+            "what is scored here are the validation images: do not learn from them, "
+            "leave --learn_val out"
+        )
     examples = _find_scored(config.data, rules)
     seeds = range(config.train.seed, config.train.seed + num_runs)
     runs = [
@@ -132,7 +137,8 @@ def _check_beginning(config: Config) -> None:
     known = read_fingerprints(folder).get("train")
     learned = load_subsets(config.data)["train"]
     is_same = known == training_run.take_fingerprint("train", learned)
-    if read_config(folder).train.init or not is_same:
+    before = read_config(folder).train
+    if before.init or before.learn_val or not is_same:
         raise ValueError(
             f"--init={init}: did not learn from the training images of this protocol "
             "alone, or does not tell, and may know those that are scored"

@@ -11,13 +11,14 @@ from experiments import flags as shared
 from experiments.device import start_device
 from nucseg_jax import pretrained
 from nucseg_jax.checkpoints import read_fingerprints
-from nucseg_jax.config import DataConfig
+from nucseg_jax.config import Config, DataConfig
 from nucseg_jax.data.index import (
     DatasetError,
     Example,
     describe_subsets,
     fingerprint,
     get_subset,
+    list_learned,
     load_subsets,
 )
 from nucseg_jax.data.numbering import check_numbered
@@ -47,15 +48,15 @@ class ScoredData:
         return get_subset(self.settings, self.subsets, "val")
 
 
-def load_scored_data(checkpoint: str, subset: str, trained: DataConfig) -> ScoredData:
+def load_scored_data(checkpoint: str, subset: str, trained: Config) -> ScoredData:
     """Lists the images to score, and tells of them, of the device, and of doubts.
 
     Args:
       checkpoint: Folder of the run, or name of a network of the project's.
       subset: train, val, test, or all of them.
-      trained: Data of the training; the command line may name others.
+      trained: Settings of the training; the command line may name other data.
     """
-    settings = shared.choose_data(trained)
+    settings = shared.choose_data(trained.data)
     subsets = load_subsets(settings)
     examples = get_subset(settings, subsets, subset)
     check_numbered(examples)
@@ -65,14 +66,15 @@ def load_scored_data(checkpoint: str, subset: str, trained: DataConfig) -> Score
     before = read_fingerprints(folder)
     if not before:
         _warn_of_exported(checkpoint, folder)
-    elif _is_same_folder(settings, trained):
+    elif _is_same_folder(settings, trained.data):
         as_trained = settings == dataclasses.replace(
-            trained, data_dir=settings.data_dir
+            trained.data, data_dir=settings.data_dir
         )
-        if as_trained and subset in before:
+        is_its_own = as_trained and subset in before
+        if is_its_own:
             _warn_of_changes(subset, before[subset], examples)
-        else:
-            _warn_of_learned(before["train"], trained, examples)
+        if not is_its_own or (subset == "val" and trained.train.learn_val):
+            _warn_of_learned(before, trained, examples)
     return ScoredData(settings, examples, subsets)
 
 
@@ -109,14 +111,16 @@ def _warn_of_changes(subset: str, before: str, examples: Sequence[Example]) -> N
 
 
 def _warn_of_learned(
-    before: str, trained: DataConfig, examples: Sequence[Example]
+    before: Mapping[str, str], trained: Config, examples: Sequence[Example]
 ) -> None:
     """Tells how many of the images of its own folder the network learned from."""
     try:
-        learned = load_subsets(shared.resolve_data(trained))["train"]
+        subsets = load_subsets(shared.resolve_data(trained.data))
     except DatasetError:
-        learned = []
-    if before != fingerprint(learned):
+        subsets = {"train": [], "val": []}
+    learned = list_learned(subsets, with_val=trained.train.learn_val)
+    names = ("train", "val") if trained.train.learn_val else ("train",)
+    if any(before[name] != fingerprint(subsets[name]) for name in names):
         print(
             "WARNING: the folder has changed since the network learned from it, and it "
             "may know some of these images"

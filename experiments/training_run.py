@@ -81,8 +81,13 @@ class Run:
 
     @functools.cached_property
     def repeats(self) -> list[int]:
-        """How often each training example comes in an epoch."""
-        return count_repeats(self.subsets["train"], self.config.data.balance_by)
+        """How often each example that is learned from comes in an epoch."""
+        return count_repeats(self.learned, self.config.data.balance_by)
+
+    @functools.cached_property
+    def learned(self) -> list[index.Example]:
+        """What is learned from."""
+        return index.list_learned(self.subsets, with_val=self.config.train.learn_val)
 
 
 def run(config: Config, workdir: pathlib.Path, stop: StopRequest) -> None:
@@ -103,7 +108,9 @@ def run(config: Config, workdir: pathlib.Path, stop: StopRequest) -> None:
     check_truth(subsets, config)
     print(start_device())
     print(index.describe_subsets(data, subsets))
-    warn_of_copies(subsets)
+    warn_of_copies(subsets, learn_val=config.train.learn_val)
+    if config.train.learn_val:
+        print("learning from the validation images, too: their scores say little")
     if not data.resizes:
         print(f"validation: the central {data.size}×{data.size} pixels of each image")
     with alone_in(workdir) if devices.is_writer else contextlib.nullcontext():
@@ -222,13 +229,14 @@ def check_truth(subsets: Subsets, config: Config) -> None:
         )
 
 
-def warn_of_copies(subsets: Subsets) -> None:
+def warn_of_copies(subsets: Subsets, *, learn_val: bool = False) -> None:
     """Tells if images to learn from stand among the others once more."""
-    for name in ("val", "test"):
-        if copies := index.find_copies(subsets[name], subsets["train"]):
+    learned = index.list_learned(subsets, with_val=learn_val)
+    for name in ["test"] if learn_val else ["val", "test"]:
+        if copies := index.find_copies(subsets[name], learned):
             print(
-                f"WARNING: {len(copies)} of the {name} images are copies of train "
-                f"images, as {copies[0].image}: scores will be too good"
+                f"WARNING: {len(copies)} of the {name} images are copies of images "
+                f"that are learned from, as {copies[0].image}: scores will be too good"
             )
 
 
@@ -364,7 +372,7 @@ def _begin_with(config: Config, created: state.TrainState) -> state.TrainState:
 @contextlib.contextmanager
 def _train_batches(run: Run, first_batch: int) -> Iterator[Iterator[Any]]:
     """Opens the loader; names the files of a batch that cannot be learned from."""
-    train, examples = run.config.train, run.subsets["train"]
+    train, examples = run.config.train, run.learned
     batches = pipeline.make_train_batches(
         examples,
         run.config.data,

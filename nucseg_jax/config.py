@@ -171,6 +171,11 @@ class TrainConfig:
         "supervision hold where the command line gives no others. If empty: begin at "
         "random.",
     )
+    learn_val: bool = _setting(
+        False,
+        "Learn from the validation images, too: for the last training of a recipe that "
+        "they have chosen. What is then measured on them is of images that are known.",
+    )
     num_epochs: int = _setting(20, "Epochs of the whole run.")
     steps_per_epoch: int = _setting(
         50, "Batches an epoch; 0 = as many as the training set fills."

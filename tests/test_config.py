@@ -38,6 +38,7 @@ OTHER = Config(
     train=TrainConfig(
         seed=3,
         init="small",
+        learn_val=True,
         num_epochs=2,
         steps_per_epoch=0,
         batch_size=4,

@@ -167,6 +167,13 @@ def _join(subsets: Mapping[str, Sequence[Example]]) -> list[Example]:
     return list(itertools.chain.from_iterable(subsets.values()))
 
 
+def list_learned(
+    subsets: Mapping[str, list[Example]], *, with_val: bool
+) -> list[Example]:
+    """Lists what is learned from: train, or val as well."""
+    return subsets["train"] + (subsets["val"] if with_val else [])
+
+
 def describe_subsets(
     config: DataConfig, subsets: Mapping[str, Sequence[Example]]
 ) -> str:

@@ -61,6 +61,7 @@ CHANGED = Config(
     train=TrainConfig(
         seed=5,
         init="runs/first",
+        learn_val=True,
         num_epochs=7,
         steps_per_epoch=0,
         batch_size=3,

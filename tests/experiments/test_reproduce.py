@@ -162,6 +162,12 @@ def measure_config(config, workdir, protocol):
     )
 
 
+def test_what_is_scored_is_not_learned_from(bowl, tmp_path):
+    with pytest.raises(ValueError, match="leave --learn_val out"):
+        measure(bowl, tmp_path / "runs", "original", learn_val=True)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_a_subset_that_is_empty_is_told_before_any_training(bowl, tmp_path):
     with open(bowl / "index.csv", "w") as file:
         file.write("id,grouped_split\n" + "".join(f"{k:03},train\n" for k in range(5)))
@@ -180,6 +186,17 @@ def test_data_of_no_protocol_are_told_before_any_training(bowl, tmp_path):
     with pytest.raises(DatasetError, match="has no folder labels/ beside images/"):
         measure(bowl, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_recipe_that_is_chosen_learns_validation_too(reproduce, bowl, tmp_path):
+    chosen = reproduce("grouped", bowl, 1)
+    last = reproduce("grouped", bowl, 1, "--learn_val", name="last")
+    assert last["config"]["train"]["learn_val"]
+    scores = [result["runs"][0]["per_image_mean"] for result in (chosen, last)]
+    assert scores[0] != scores[1]
+    before = tmp_path / "runs" / "grouped_last" / "seed_0"
+    with pytest.raises(ValueError, match="did not learn from the training images"):
+        measure(bowl, tmp_path / "again", init=str(before))
 
 
 def test_a_network_that_may_know_the_test_images_is_refused(reproduce, bowl, tmp_path):

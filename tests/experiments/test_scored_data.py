@@ -3,7 +3,7 @@
 import pytest
 
 from experiments import scored_data
-from nucseg_jax.config import DataConfig
+from nucseg_jax.config import Config, DataConfig, TrainConfig
 from nucseg_jax.data.index import DatasetError, fingerprint, load_subsets
 from tests.helpers import write_disc_dataset
 
@@ -15,13 +15,14 @@ def score(load_program, tmp_path, monkeypatch, capsys):
     The network was trained on a folder of ten images, as they are drawn by default.
     """
     write_disc_dataset(tmp_path / "data", num_images=10, side=24)
-    trained = DataConfig(data_dir=str(tmp_path / "data"))
-    prints = {k: fingerprint(v) for k, v in load_subsets(trained).items()}
+    data = DataConfig(data_dir=str(tmp_path / "data"))
+    prints = {k: fingerprint(v) for k, v in load_subsets(data).items()}
     monkeypatch.setattr(scored_data, "read_fingerprints", lambda folder: prints)
     monkeypatch.setattr(scored_data, "start_device", lambda: "device")
 
-    def score(*arguments, subset="val"):
+    def score(*arguments, subset="val", learn_val=False):
         load_program("evaluate", f"--checkpoint={tmp_path}", *arguments)
+        trained = Config(data=data, train=TrainConfig(learn_val=learn_val))
         scored = scored_data.load_scored_data(str(tmp_path), subset, trained)
         return scored, capsys.readouterr().out
 
@@ -47,6 +48,13 @@ def test_images_that_were_learned_from_are_told(score, arguments, subset, warnin
     assert f"WARNING: the network {warning}" in told
 
 
+@pytest.mark.parametrize("subset", ["val", "all"])
+def test_validation_that_was_learned_from_is_told(score, subset):
+    scored, told = score(subset=subset, learn_val=True)
+    num = len(scored.examples)
+    assert f"WARNING: the network learned from {num} of these {num} images" in told
+
+
 def test_a_folder_that_has_grown_may_hold_what_was_learned(score, tmp_path):
     """Drawn again, other images are on the other side."""
     write_disc_dataset(tmp_path / "more", num_images=3, side=24)
@@ -56,6 +64,8 @@ def test_a_folder_that_has_grown_may_hold_what_was_learned(score, tmp_path):
     for arguments, subset in (((), "all"), (("--val_fraction=0.4",), "val")):
         _, told = score(*arguments, subset=subset)
         assert "WARNING: the folder has changed since" in told
+    _, told = score(learn_val=True)
+    assert "WARNING: the folder has changed since" in told
 
 
 def test_what_is_tuned_on_must_be_there(score, tmp_path):

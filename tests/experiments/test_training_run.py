@@ -104,7 +104,19 @@ def test_images_that_stand_on_both_sides_are_told(tmp_path, capsys):
     copy.image.write_bytes(first.image.read_bytes())
     training_run.warn_of_copies(subsets)
     told = capsys.readouterr().out
-    assert "WARNING: 1 of the test images are copies of train images" in told
+    assert "1 of the test images are copies of images that are learned from" in told
+
+
+def test_validation_that_is_learned_from_is_not_told_to_be_copies(tmp_path, capsys):
+    write_disc_dataset(tmp_path, num_images=3, side=24)
+    first, second, copy = find_examples(tmp_path)
+    copy.image.write_bytes(second.image.read_bytes())
+    subsets = {"train": [first], "val": [second], "test": [copy]}
+    training_run.warn_of_copies(subsets)
+    assert not capsys.readouterr().out
+    training_run.warn_of_copies(subsets, learn_val=True)
+    told = capsys.readouterr().out
+    assert "1 of the test images" in told and "of the val" not in told
 
 
 @pytest.mark.parametrize(
@@ -130,6 +142,20 @@ def test_an_epoch_is_as_long_as_the_images_with_their_repeats(
         config, path, {"train": examples}, {}, nothing, nothing, nothing
     )
     assert run.steps_per_epoch == expected
+
+
+@pytest.mark.parametrize(("learn_val", "expected"), [(False, 3), (True, 5)])
+def test_validation_is_learned_from_if_asked(learn_val, expected):
+    path = pathlib.Path("a.png")
+    examples = [Example(str(k), path, (path,), "mask", str(k)) for k in range(5)]
+    config = dataclasses.replace(
+        CONFIG,
+        train=dataclasses.replace(CONFIG.train, learn_val=learn_val),
+    )
+    nothing = types.SimpleNamespace()
+    subsets = {"train": examples[:3], "val": examples[3:], "test": []}
+    run = training_run.Run(config, path, subsets, {}, nothing, nothing, nothing)
+    assert run.learned == examples[:expected] and run.subsets["val"] == examples[3:]
 
 
 def test_a_beginning_tells_data_model_and_supervision_but_not_where_data_lie(tmp_path):
