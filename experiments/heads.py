@@ -107,6 +107,7 @@ def main() -> None:
         **describe_split(data),
         "subset": _SUBSET.value,
         "score_size": _SCORE_SIZE.value,
+        "dtype": restored.config.model.dtype,
         "timed_side": _SIDE,
     }
     write(rows, about, results / f"heads_{_NAME.value}.json")

@@ -63,7 +63,8 @@ _ON_ERROR = flags.DEFINE_enum(
 _NUM_SHARDS = flags.DEFINE_integer(
     "num_shards",
     int(os.environ.get("SLURM_ARRAY_TASK_COUNT", "1")),
-    "Parts that the images are divided into, each for a process of its own.",
+    "Parts that the images are divided into, each for a process of its own. If not "
+    "given: the tasks of a SLURM array job; 1 where each has an --input of its own.",
     lower_bound=1,
 )
 _SHARD_INDEX = flags.DEFINE_integer(
@@ -73,7 +74,7 @@ _SHARD_INDEX = flags.DEFINE_integer(
         - int(os.environ.get("SLURM_ARRAY_TASK_MIN", "0"))
     )
     // int(os.environ.get("SLURM_ARRAY_TASK_STEP", "1")),
-    "Which of these parts, from 0; the default is that of a SLURM array job, whose "
+    "Which of these parts, from 0. If not given: that of a SLURM array job, whose "
     "indices must be a range.",
 )
 
@@ -86,6 +87,9 @@ def main() -> int:
     jobs = select_shard(found.jobs, _NUM_SHARDS.value, _SHARD_INDEX.value)
     folder = pathlib.Path(_OUTPUT.value)
     tell_foreign(found.foreign)
+    if _NUM_SHARDS.value > 1:
+        part = f"shard {_SHARD_INDEX.value} of {_NUM_SHARDS.value}"
+        print(f"{part}: {len(jobs)} of {len(found.jobs)} files")
     print(start_device())
     network = read_network(choose_checkpoint(pretrained.choose))
     segmenter = load_segmenter(**network)

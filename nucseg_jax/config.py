@@ -49,8 +49,8 @@ class DataConfig:
 
     data_dir: str = _setting(
         "",
-        "Folder with images and their truth. If empty: to score, that of the training; "
-        "to train, a sample that comes with the programs.",
+        "Folder with images and their truth. If not given: to score, that of the "
+        "training; to train, a sample that comes with the programs.",
     )
     truth: Truth = _setting(
         "auto", "Kind of truth to use where a folder holds both; auto takes labels."
@@ -74,7 +74,11 @@ class DataConfig:
         "Contrast of each image: none = as it is; stretch = percentiles 1 and 99.8 "
         "become black and white; dark = that, and a bright background is inverted.",
     )
-    augmentation: Augmentation = _setting("original", "Recipe for training.")
+    augmentation: Augmentation = _setting(
+        "original",
+        "How images are varied in training: flips = and quarter turns; original = as "
+        "the notebook did; microscopy = those, brightness, hue, blur, noise, gray.",
+    )
     zoom: float = _setting(
         1.0,
         "With --framing=crop: crops are cut up to so many times larger or smaller in "

@@ -307,6 +307,7 @@ def test_shards_and_merge_give_what_one_run_gives(trained, sources, tmp_path):
         result = predict(trained, sources, parts, *arguments)
         assert result.returncode == 0, result.stderr
         assert "experiments.merge" in result.stdout
+        assert f"shard {k} of 2: " in result.stdout
         assert not (parts / "nuclei.csv").exists()
         if k == 0:
             early = run("merge", f"--output={parts}")

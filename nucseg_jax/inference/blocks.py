@@ -28,8 +28,7 @@ class Blocks:
       height: Of the image, pixels.
       width: Of the image, pixels.
       side: Of a core, pixels; those at the lower and right end may be smaller.
-      halo: Pixels that a block sees beyond its core; half the size of the largest
-        nucleus.
+      halo: Pixels that a block sees beyond its core, see `windows.find_nuclei`.
       rim: See `windows.find_nuclei`.
 
     Raises:

@@ -86,7 +86,7 @@ class Segmenter:
             memory allows, see `tiling.largest_tile`.
 
         Raises:
-          ValueError: If it is none.
+          ValueError: If `tile` is no positive multiple of 64.
         """
         self._config = config
         self._preparation = Preparation(config)
@@ -117,8 +117,8 @@ class Segmenter:
           pixel_size: Of the image, micrometres; None = unknown.
 
         Returns:
-          1 where either pixel size is unknown, or where they differ by less than a
-          tenth.
+          1 where either pixel size is unknown, where they differ by less than a tenth,
+          or where the network resizes all images anyway.
         """
         trained = self._config.pixel_size
         if not pixel_size or not trained or self._config.resizes:
@@ -466,7 +466,7 @@ def _plain_array(image: np.ndarray) -> np.ndarray:
 
 
 def choose_halo(scale: float) -> int:
-    """Pixels of the image around a window; half the size of the largest nucleus."""
+    """Pixels of the image around a window, see `windows.find_nuclei`."""
     return max(round(_HALO / scale), 1)
 
 

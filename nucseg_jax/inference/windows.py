@@ -2,8 +2,8 @@
 
 The image is decoded in windows that overlap by twice the halo. A nucleus that a window
 cuts off is left to another one that holds all of it; one that was found before is not
-found again. So a nucleus across the corner of four windows is one nucleus. Only a
-nucleus that no window can hold is parted: one wider or higher than the halo may be.
+found again. So a nucleus across the corner of four windows is one nucleus. Only one
+that no window may hold is cut: one larger than twice the halo, less the rim, can be.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def find_nuclei(
       decode: Probabilities [h, w, T] to labels int32 [h, w].
       core: Least height of a window without its halo, pixels, and its width if it is
         as low as that; higher ones, of up to twice the height, are narrower.
-      halo: Pixels around it; half the size of the largest nucleus.
+      halo: Pixels around it; nuclei of up to twice that, less the rim, stay whole.
       rim: Pixels of a window, at a side beyond which the image goes on, in which
         nuclei may be decoded otherwise than in the whole image; at most half the halo.
 

@@ -87,7 +87,7 @@ def fit(
 
     Raises:
       Stopped: If `stop` was requested; the progress is saved.
-      NotFiniteError: If more batches in a row were not finite.
+      NotFiniteError: If more batches in a row were not finite, or all of an epoch.
     """
     stop = stop or StopRequest()
     progress = begin or Progress(int(state.step) // steps_per_epoch)
