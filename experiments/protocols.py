@@ -92,7 +92,7 @@ def measure(
     if not config.data.data_dir:
         raise ValueError("a protocol needs --data_dir, the folder of the Bowl's images")
     _check_beginning(config)
-    if config.train.learn_val and rules.subset == "val":
+    if rules.subset in config.train.learned_subsets:
         raise ValueError(
             "what is scored here are the validation images: do not learn from them, "
             "leave --learn_val out"

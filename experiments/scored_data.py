@@ -18,7 +18,7 @@ from nucseg_jax.data.index import (
     describe_subsets,
     fingerprint,
     get_subset,
-    list_learned,
+    join,
     load_subsets,
 )
 from nucseg_jax.data.numbering import check_numbered
@@ -118,8 +118,8 @@ def _warn_of_learned(
         subsets = load_subsets(shared.resolve_data(trained.data))
     except DatasetError:
         subsets = {"train": [], "val": []}
-    learned = list_learned(subsets, with_val=trained.train.learn_val)
-    names = ("train", "val") if trained.train.learn_val else ("train",)
+    names = trained.train.learned_subsets
+    learned = join(subsets, names)
     if any(before[name] != fingerprint(subsets[name]) for name in names):
         print(
             "WARNING: the folder has changed since the network learned from it, and it "

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, get_args
 
 import jax
@@ -87,7 +87,7 @@ class Run:
     @functools.cached_property
     def learned(self) -> list[index.Example]:
         """What is learned from."""
-        return index.list_learned(self.subsets, with_val=self.config.train.learn_val)
+        return index.join(self.subsets, self.config.train.learned_subsets)
 
 
 def run(config: Config, workdir: pathlib.Path, stop: StopRequest) -> None:
@@ -108,7 +108,7 @@ def run(config: Config, workdir: pathlib.Path, stop: StopRequest) -> None:
     check_truth(subsets, config)
     print(start_device())
     print(index.describe_subsets(data, subsets))
-    warn_of_copies(subsets, learn_val=config.train.learn_val)
+    warn_of_copies(subsets, config.train.learned_subsets)
     if config.train.learn_val:
         print("learning from the validation images, too: their scores say little")
     if not data.resizes:
@@ -229,11 +229,11 @@ def check_truth(subsets: Subsets, config: Config) -> None:
         )
 
 
-def warn_of_copies(subsets: Subsets, *, learn_val: bool = False) -> None:
-    """Tells if images to learn from stand among the others once more."""
-    learned = index.list_learned(subsets, with_val=learn_val)
-    for name in ["test"] if learn_val else ["val", "test"]:
-        if copies := index.find_copies(subsets[name], learned):
+def warn_of_copies(subsets: Subsets, learned: Sequence[str]) -> None:
+    """Tells if images of the subsets to learn from stand among the others once more."""
+    known = index.join(subsets, learned)
+    for name in [name for name in subsets if name not in learned]:
+        if copies := index.find_copies(subsets[name], known):
             print(
                 f"WARNING: {len(copies)} of the {name} images are copies of images "
                 f"that are learned from, as {copies[0].image}: scores will be too good"

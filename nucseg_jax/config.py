@@ -208,6 +208,11 @@ class TrainConfig:
     )
 
     @property
+    def learned_subsets(self) -> tuple[str, ...]:
+        """Names of the subsets that are learned from."""
+        return ("train", "val") if self.learn_val else ("train",)
+
+    @property
     def heads_stand_alone(self) -> bool:
         """Whether each head has a loss of its own, and can be used by itself."""
         return self.supervision == "per_head"

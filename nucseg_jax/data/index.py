@@ -156,22 +156,18 @@ def get_subset(
     Raises:
       DatasetError: If there are none.
     """
-    found = _join(subsets) if name == "all" else subsets[name]
+    found = join(subsets) if name == "all" else subsets[name]
     if not found:
         how = _describe_split(config, subsets)
         raise DatasetError(f"{config.data_dir}: has no {name} images ({how})")
     return found
 
 
-def _join(subsets: Mapping[str, Sequence[Example]]) -> list[Example]:
-    return list(itertools.chain.from_iterable(subsets.values()))
-
-
-def list_learned(
-    subsets: Mapping[str, list[Example]], *, with_val: bool
+def join(
+    subsets: Mapping[str, Sequence[Example]], names: Iterable[str] = SUBSETS
 ) -> list[Example]:
-    """Lists what is learned from: train, or val as well."""
-    return subsets["train"] + (subsets["val"] if with_val else [])
+    """Lists the examples of the named subsets, one subset after the other."""
+    return list(itertools.chain.from_iterable(subsets[name] for name in names))
 
 
 def describe_subsets(
@@ -187,9 +183,9 @@ def _describe_split(
 ) -> str:
     if config.split:
         return f"split by {config.split}"
-    if "split" in _join(subsets)[0].columns:
+    if "split" in join(subsets)[0].columns:
         return "split by the column split"
-    num_groups = len({example.group for example in _join(subsets)})
+    num_groups = len({example.group for example in join(subsets)})
     how = f"drawn at random with --split_seed={config.split_seed}"
     return how if num_groups > 1 else f"{how}, and all are of one group"
 

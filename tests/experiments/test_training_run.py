@@ -99,12 +99,13 @@ def test_images_that_stand_on_both_sides_are_told(tmp_path, capsys):
     write_disc_dataset(tmp_path, num_images=3, side=24)
     first, second, copy = find_examples(tmp_path)
     subsets = {"train": [first], "val": [second], "test": [copy]}
-    training_run.warn_of_copies(subsets)
+    training_run.warn_of_copies(subsets, ["train"])
     assert not capsys.readouterr().out
     copy.image.write_bytes(first.image.read_bytes())
-    training_run.warn_of_copies(subsets)
+    training_run.warn_of_copies(subsets, ["train"])
     told = capsys.readouterr().out
-    assert "1 of the test images are copies of images that are learned from" in told
+    warning = "WARNING: 1 of the test images are copies of images that are learned from"
+    assert warning in told
 
 
 def test_validation_that_is_learned_from_is_not_told_to_be_copies(tmp_path, capsys):
@@ -112,9 +113,9 @@ def test_validation_that_is_learned_from_is_not_told_to_be_copies(tmp_path, caps
     first, second, copy = find_examples(tmp_path)
     copy.image.write_bytes(second.image.read_bytes())
     subsets = {"train": [first], "val": [second], "test": [copy]}
-    training_run.warn_of_copies(subsets)
+    training_run.warn_of_copies(subsets, ["train"])
     assert not capsys.readouterr().out
-    training_run.warn_of_copies(subsets, learn_val=True)
+    training_run.warn_of_copies(subsets, ["train", "val"])
     told = capsys.readouterr().out
     assert "1 of the test images" in told and "of the val" not in told
 
