@@ -87,7 +87,7 @@ def main() -> int:
         named = read_network(checkpoint)
         settings = find_settings(named, options) | {"block": _BLOCK.value}
         output_folder.check_settings(folder, settings)
-        network = block_tasks.Network(**named)
+        network = block_tasks.Network.find(**named)
         remove_leftovers(folder)
         segment = functools.partial(
             cluster.segment_image,

@@ -28,6 +28,7 @@ ALLOWED = {
     "inference": [
         "checkpoints",
         "config",
+        "digests",
         "files",
         "network",
         "pretrained",

@@ -52,7 +52,6 @@ from nucseg_jax.inference.segmenter import (
 )
 from nucseg_jax.inference.streams import PlaneInfo, Window
 
-PYRAMID = "labels.zarr"
 _loading = threading.Lock()
 
 
@@ -61,14 +60,52 @@ class Network:
     """What is told of a network, see `load_segmenter`; a process loads it once.
 
     It is named, as machines with other devices would choose another one.
+
+    Attributes:
+      checkpoint: Folder of the run, or name of a network of the project's.
+      digest: Which one is meant of those that may lie there in time, see `find`.
+      mode: As `load_segmenter` takes it, as all that follow.
+      threshold: Least probability of a nucleus.
+      tta: Views.
+      tile: Side of the tiles, pixels.
+      dtype: Of the computation.
     """
 
     checkpoint: str
+    digest: str
     mode: Mode | None = None
     threshold: float | None = None
     tta: int = 1
     tile: int | None = None
     dtype: Dtype | None = None
+
+    @classmethod
+    def find(cls, checkpoint: str, **settings: Any) -> Network:
+        """Means the network that lies there now.
+
+        Raises:
+          CheckpointError: If there is no readable network.
+        """
+        digest = read_digest(pretrained.resolve(checkpoint))
+        return cls(checkpoint, digest, **settings)
+
+    def load(self) -> Segmenter:
+        """Loads it.
+
+        Raises:
+          CheckpointError: If there is no readable network.
+          ValueError: If it is not the one that is meant.
+        """
+        settings = dataclasses.asdict(self)
+        digest = settings.pop("digest")
+        segmenter = load_segmenter(**settings)
+        # Afterwards, for it may have been replaced meanwhile.
+        if read_digest(pretrained.resolve(self.checkpoint)) != digest:
+            raise ValueError(
+                f"{self.checkpoint}: is another network on {socket.gethostname()}, or "
+                "was replaced since the start"
+            )
+        return segmenter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +147,6 @@ class Description:
       halo: Pixels around a block.
       rim: Those of them where nuclei may be decoded otherwise, see `windows`.
       normalization: Of the network.
-      digest: Of the network.
     """
 
     info: PlaneInfo
@@ -120,7 +156,6 @@ class Description:
     halo: int
     rim: int
     normalization: str
-    digest: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +165,6 @@ class Work:
     Attributes:
       source: The plane.
       network: What finds its nuclei.
-      digest: Of the network that is meant.
       info: What outputs need to know.
       blocks: Where its blocks lie.
       contrast: Of the whole plane.
@@ -139,7 +173,6 @@ class Work:
 
     source: Source
     network: Network
-    digest: str
     info: PlaneInfo
     blocks: Blocks
     contrast: contrast.Contrast
@@ -156,8 +189,9 @@ def describe_planes(job: Job, options: Options, network: Network) -> list[Descri
     Raises:
       ImageError: If it cannot be read, or the network needs whole planes.
       CheckpointError: If there is no readable network.
+      ValueError: If it is not the one that is meant.
     """
-    segmenter, digest = _load(network)
+    segmenter = _load(network)
     found = []
     with open_job(job, options) as planes:
         stamp = take_stamp(job.image, planes)
@@ -176,10 +210,19 @@ def describe_planes(job: Job, options: Options, network: Network) -> list[Descri
                     halo=choose_halo(scale),
                     rim=choose_rim(segmenter.decoding, scale),
                     normalization=segmenter.normalization,
-                    digest=digest,
                 )
             )
     return found
+
+
+def find_stamp(job: Job, options: Options) -> str:
+    """Takes the stamp of a file, see `jobs.take_stamp`.
+
+    Raises:
+      ImageError: If it cannot be read.
+    """
+    with open_job(job, options) as planes:
+        return take_stamp(job.image, planes)
 
 
 def find_range(source: Source) -> tuple[float, float] | None:
@@ -222,11 +265,14 @@ def segment_block(work: Work, block: Block, before: Mapping[Block, int]) -> int:
     return len(load_table(work, block)["id"])
 
 
-def write_block(work: Work, block: Block, firsts: Mapping[Block, int]) -> None:
+def write_block(
+    work: Work, pyramid: pathlib.Path, block: Block, firsts: Mapping[Block, int]
+) -> None:
     """Writes a block's core of the label image, and its rows of the table.
 
     Args:
       work: Of the plane, all of whose blocks are segmented.
+      pyramid: The label image, see `labels_zarr.create_pyramid`.
       block: Which.
       firsts: What is added to ids, at least of the block and its neighbours.
 
@@ -236,25 +282,25 @@ def write_block(work: Work, block: Block, firsts: Mapping[Block, int]) -> None:
     core, blocks = work.blocks.core(block), work.blocks
     load = functools.partial(_load_labels, work)
     labels = assemble(blocks, core, blocks.around(block), load, firsts)
-    _write_part(_open_level(work, 0), core, labels)
+    _write_part(_open_level(pyramid, 0), core, labels)
     table = load_table(work, block)
     table["id"] = table["id"] + firsts[block]
     with writing_text(work.path(block, ".csv")) as file:
         csv.writer(file, lineterminator="\n").writerows(format_rows(table))
 
 
-def shrink_part(work: Work, level: int, part: tuple[slice, slice]) -> None:
+def shrink_part(pyramid: pathlib.Path, level: int, part: tuple[slice, slice]) -> None:
     """Writes a part of a level: every second row and column of the one before.
 
     Args:
-      work: Of the plane, whose level before is written.
+      pyramid: The label image, whose level before is written.
       level: From 1.
       part: Rows and columns of the level; both begin at whole chunks.
 
     Raises:
       OSError: If it cannot be written, or reads back differently.
     """
-    larger, array = _open_level(work, level - 1), _open_level(work, level)
+    larger, array = _open_level(pyramid, level - 1), _open_level(pyramid, level)
     rows, columns = part
     doubled = slice(2 * columns.start, 2 * columns.stop)
     for top in range(rows.start, rows.stop, CHUNK):
@@ -269,26 +315,20 @@ def load_table(work: Work, block: Block) -> dict[str, np.ndarray]:
         return dict(columns)
 
 
-def _load(network: Network) -> tuple[Segmenter, str]:
+def _load(network: Network) -> Segmenter:
     # The lock, because the threads of a process begin at the same time.
     with _loading:
         return _load_once(network)
 
 
 @functools.lru_cache(maxsize=1)
-def _load_once(network: Network) -> tuple[Segmenter, str]:
-    """Loads a network, and says by a SHA-256 which it is."""
-    segmenter = load_segmenter(**dataclasses.asdict(network))
-    return segmenter, read_digest(pretrained.resolve(network.checkpoint))
+def _load_once(network: Network) -> Segmenter:
+    return network.load()
 
 
 def _find_nuclei(work: Work, block: Block, plane: Plane, before: list[Block]) -> Window:
     """Predicts and decodes a block, and keeps what is its own."""
-    segmenter, digest = _load(work.network)
-    if digest != work.digest:
-        raise ValueError(
-            f"{work.network.checkpoint}: is another network on {socket.gethostname()}"
-        )
+    segmenter = _load(work.network)
     blocks, scale = work.blocks, work.info.scale
     rows, columns = region = blocks.region(block)
     probs = segmenter.predict_region(
@@ -311,9 +351,8 @@ def _load_labels(work: Work, block: Block) -> np.ndarray:
     return np.load(work.path(block, ".npy"), mmap_mode="r")
 
 
-def _open_level(work: Work, level: int) -> zarr.Array:
-    path = work.scratch / PYRAMID / str(level)
-    return zarr.open_array(str(path), mode="r+")
+def _open_level(pyramid: pathlib.Path, level: int) -> zarr.Array:
+    return zarr.open_array(pyramid / str(level), mode="r+")
 
 
 def _write_part(

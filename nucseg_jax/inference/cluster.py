@@ -5,6 +5,10 @@ image, the network and the output folder under the same names. What a block must
 its neighbours (`blocks`) orders the tasks; when and where each is done changes nothing
 in the result. Results of blocks are kept in a scratch folder until all are done: after
 a break, the same call goes on with what is there.
+
+Such a folder belongs to one plan, by its name: late tasks of an earlier run, with other
+settings, write elsewhere. The label image, which is written once more at each try,
+belongs to one run.
 """
 
 from __future__ import annotations
@@ -12,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
-import json
 import os
 import pathlib
 import shutil
@@ -25,6 +28,7 @@ import numpy as np
 
 import nucseg_jax
 from nucseg_jax import files
+from nucseg_jax.digests import digest_json
 from nucseg_jax.inference import block_tasks, outputs
 from nucseg_jax.inference.block_tasks import Description, Network, Source, Work
 from nucseg_jax.inference.blocks import Block, Blocks, number_blocks, round_of
@@ -36,9 +40,10 @@ from nucseg_jax.inference.outputs.nuclei import column_names
 from nucseg_jax.inference.outputs.summaries import summary_path
 from nucseg_jax.inference.outputs.tables import format_summary
 from nucseg_jax.inference.record import FileRecord, Outcome
+from nucseg_jax.inference.streams import PlaneInfo
 
 SAVE = ("labels_zarr", "table")
-_PLAN = "plan.json"
+_LETTERS = 16  # Of a digest, in the name of a folder.
 Key = TypeVar("Key", bound=Hashable)
 # (name of the plane, stage of the work, tasks done, tasks in all)
 TellProgress = Callable[[str, str, int, int], None]
@@ -91,11 +96,14 @@ def segment_image(
         for index, name in names.items():
             with record.catching():
                 if is_done(run.output, name, job, stamp, SAVE):
-                    record.skip(name)
+                    # What a run that was killed at its very end has left.
+                    _remove_scratch(run.output, name)
+                    record.skip()
                     continue
                 source = Source(job, index, options, planes[index].segmented)
                 count = run.segment_plane(source, planes[index], name)
                 record.add(name, count)
+        record.check(run.do(job, block_tasks.find_stamp, job, options))
     return record.finish()
 
 
@@ -114,30 +122,40 @@ class _Run:
     ) -> int:
         """Segments a plane and writes its products; returns the number of nuclei."""
         started = time.perf_counter()
-        work = self.plan(source, plane, self.output / outputs.BLOCKS / name)
+        work = self.plan(source, plane, _scratch(self.output, name))
         _start_scratch(work)
         counts = self.segment_blocks(work)
-        self.write_blocks(work, number_blocks(counts))
-        _publish(work, self.output, name, started=started)
-        files.remove(work.scratch)
-        # The folders above it, as far as they are empty.
-        with contextlib.suppress(OSError):
-            os.removedirs(work.scratch.parent)
+        paths = _product_paths(self.output, name, work.info)
+        # Beside its place, for the scratch folder may lie on another disk.
+        pyramid = files.temporary_path(paths["labels_zarr"])
+        try:
+            self.write_blocks(work, pyramid, number_blocks(counts))
+            _publish(work, pyramid, self.output, name, started=started)
+        finally:
+            files.remove(pyramid)
+        _remove_scratch(self.output, name)
         return sum(counts.values())
 
     def plan(self, source: Source, plane: Description, scratch: pathlib.Path) -> Work:
-        """Divides a plane, and finds what its values become."""
+        """Divides a plane, and finds what its values become.
+
+        Args:
+          source: The plane.
+          plane: What is known of it.
+          scratch: Folder for the folders of its plans.
+        """
         info = plane.info
         blocks = Blocks(info.height, info.width, self.side, plane.halo, plane.rim)
-        return Work(
+        work = Work(
             source=source,
             network=self.network,
-            digest=plane.digest,
             info=info,
             blocks=blocks,
             contrast=self.measure_contrast(source, plane, blocks),
             scratch=scratch,
         )
+        which = digest_json([repr(work), nucseg_jax.__version__])[:_LETTERS]
+        return dataclasses.replace(work, scratch=scratch / which)
 
     def measure_contrast(
         self, source: Source, plane: Description, blocks: Blocks
@@ -164,19 +182,24 @@ class _Run:
             tasks[block] = self.submit(block_tasks.segment_block, work, block, before)
         return self.gather(tasks, work.info.name, "segmenting")
 
-    def write_blocks(self, work: Work, firsts: Mapping[Block, int]) -> None:
+    def write_blocks(
+        self, work: Work, pyramid: pathlib.Path, firsts: Mapping[Block, int]
+    ) -> None:
         """Writes the label image level by level, and the rows of the table."""
-        arrays = create_pyramid(work.scratch / block_tasks.PYRAMID, work.info)
+        with files.naming(pyramid):
+            arrays = create_pyramid(pyramid, work.info)
         tasks = {}
         for block in work.blocks.places:
             around = {place: firsts[place] for place in work.blocks.around(block)}
-            tasks[block] = self.submit(block_tasks.write_block, work, block, around)
+            tasks[block] = self.submit(
+                block_tasks.write_block, work, pyramid, block, around
+            )
         self.gather(tasks, work.info.name, "writing")
         for level, array in enumerate(arrays[1:], start=1):
             parts = Blocks(*array.shape, side=self.side, halo=0)
             tasks = {
                 place: self.submit(
-                    block_tasks.shrink_part, work, level, parts.core(place)
+                    block_tasks.shrink_part, pyramid, level, parts.core(place)
                 )
                 for place in parts.places
             }
@@ -213,40 +236,52 @@ class _Run:
         return results
 
 
+def _scratch(output: pathlib.Path, name: pathlib.PurePath) -> pathlib.Path:
+    """The folder for the plans of an image; none lies in that of another image."""
+    return output / outputs.BLOCKS / digest_json(name.as_posix())[:_LETTERS]
+
+
 def _start_scratch(work: Work) -> None:
-    """Makes the folder of blocks; what another plan has left there is removed."""
-    told = {
-        "work": dataclasses.asdict(work),
-        "version": nucseg_jax.__version__,
-    }
-    plan, text = work.scratch / _PLAN, json.dumps(told, default=str)
-    if plan.is_file() and plan.read_text(**files.TEXT) == text:
-        return
-    files.remove(work.scratch)
-    with files.writing_text(plan) as file:
-        file.write(text)
+    """Makes the folder of blocks; what other plans have left is removed."""
+    with files.naming(work.scratch):
+        work.scratch.mkdir(parents=True, exist_ok=True)
+        for other in set(work.scratch.parent.iterdir()) - {work.scratch}:
+            files.remove(other)
+
+
+def _remove_scratch(output: pathlib.Path, name: pathlib.PurePath) -> None:
+    files.remove(_scratch(output, name))
+    # The folder above it, if it is empty.
+    with contextlib.suppress(OSError):
+        (output / outputs.BLOCKS).rmdir()
+
+
+def _product_paths(
+    output: pathlib.Path, name: pathlib.PurePath, info: PlaneInfo
+) -> dict[str, pathlib.Path]:
+    products = {product.name: product for product in outputs.PRODUCTS}
+    return {kind: products[kind].path(output, name, info) for kind in SAVE}
 
 
 def _publish(
-    work: Work, output: pathlib.Path, name: pathlib.PurePath, *, started: float
+    work: Work,
+    pyramid: pathlib.Path,
+    output: pathlib.Path,
+    name: pathlib.PurePath,
+    *,
+    started: float,
 ) -> None:
     """Gives the finished files their names, the summary last: it says "done"."""
-    products = {product.name: product for product in outputs.PRODUCTS}
-    paths = {kind: products[kind].path(output, name, work.info) for kind in SAVE}
+    paths = _product_paths(output, name, work.info)
     told = {kind: path.relative_to(output).as_posix() for kind, path in paths.items()}
     summary = summary_path(output, name)
     files.remove(summary)
-    _move(work.scratch / block_tasks.PYRAMID, paths["labels_zarr"])
+    with files.naming(paths["labels_zarr"]):
+        files.remove(paths["labels_zarr"])
+        os.replace(pyramid, paths["labels_zarr"])
     areas = _join_tables(work, paths["table"])
     with files.writing_text(summary) as file:
         file.write(format_summary(work.info, areas, told, started=started))
-
-
-def _move(folder: pathlib.Path, path: pathlib.Path) -> None:
-    with files.naming(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        files.remove(path)
-        os.replace(folder, path)
 
 
 def _join_tables(work: Work, path: pathlib.Path) -> np.ndarray:

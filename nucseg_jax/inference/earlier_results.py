@@ -32,6 +32,7 @@ class EarlierResults:
 
     def __init__(self, output: pathlib.Path):
         """Reads the summaries; damaged ones are left to those who need them."""
+        self._output = output
         self._by_source = collections.defaultdict[pathlib.Path, list[_Result]](list)
         self._by_stamp = collections.defaultdict[str, list[_Result]](list)
         for path in summaries.summary_paths(output):
@@ -76,6 +77,11 @@ class EarlierResults:
         """
         own = self._by_source.get(resolve_folder(job.image), [])
         return _remove({r for r in own if r.stamp != stamp and r.name not in new})
+
+    def remove(self, names: Collection[pathlib.PurePath]) -> None:
+        """Takes results, also of this run, out of the tables."""
+        for name in names:
+            summaries.summary_path(self._output, name).unlink(missing_ok=True)
 
 
 def _is_gone(result: _Result, job: Job) -> bool:

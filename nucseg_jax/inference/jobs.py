@@ -9,7 +9,7 @@ import itertools
 import os
 import pathlib
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from nucseg_jax.data.errors import ImageError
@@ -174,31 +174,47 @@ def take_stamp(image: pathlib.Path, planes: Iterable[Plane]) -> str:
     """Tells size, last change and a checksum of the files that hold planes, together.
 
     These are all files of an OME-Zarr, and the parts of an OME-TIFF. Results belong to
-    a file as it was: where it lies may change, this not. The checksum, of which folders
-    have none, is of some bytes, for images of a camera are alike in size, and archives
-    know times to two seconds.
+    a file as it was: where it lies may change, this not. The checksum is of some bytes,
+    for images of a camera are alike in size, and archives know times to two seconds; in
+    a folder, which may have millions of files, of their names, sizes and times.
 
     Raises:
       ImageError: If it cannot be looked at.
     """
-    # Planes of one series share them, with links resolved.
-    shared = {id(plane.files): plane.files for plane in planes}
-    parts = {image.resolve(), *itertools.chain(*shared.values())}
     try:
-        inside = (
-            os.path.join(folder, name)
-            for folder, _, names in os.walk(image)
-            for name in names
-        )
-        states = [os.stat(path) for path in inside] or [p.stat() for p in parts]
-        checksum = 0
-        files = [part for part in parts if part.is_file()]
-        for part in sorted(files, key=lambda part: (part.name, part)):
-            checksum = _add_checksum(part, checksum)
+        if image.is_dir():
+            return _stamp_folder(image)
+        # Planes of one series share them, with links resolved.
+        shared = {id(plane.files): plane.files for plane in planes}
+        return _stamp_files({image.resolve(), *itertools.chain(*shared.values())})
     except OSError as error:
         raise ImageError(f"{image}: {error.strerror}") from error
+
+
+def _stamp_folder(folder: pathlib.Path) -> str:
+    size = latest = checksum = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            state = os.stat(path := os.path.join(parent, name))
+            size += state.st_size
+            latest = max(latest, state.st_mtime_ns)
+            relative = os.fsencode(os.path.relpath(path, folder))
+            entry = b"%s %d %d" % (relative, state.st_size, state.st_mtime_ns)
+            # A sum, as folders are listed in any order.
+            checksum = (checksum + zlib.crc32(entry)) % (1 << 32)
+    return _format_stamp(size, latest, checksum)
+
+
+def _stamp_files(paths: Collection[pathlib.Path]) -> str:
+    states = [path.stat() for path in paths]
+    checksum = 0
+    for path in sorted(paths, key=lambda path: (path.name, path)):
+        checksum = _add_checksum(path, checksum)
     latest = max(state.st_mtime_ns for state in states)
-    size = sum(state.st_size for state in states)
+    return _format_stamp(sum(state.st_size for state in states), latest, checksum)
+
+
+def _format_stamp(size: int, latest: int, checksum: int) -> str:
     return f"{size} bytes, {latest} ns, {checksum:08x}"
 
 

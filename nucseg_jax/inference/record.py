@@ -47,6 +47,7 @@ class FileRecord:
             with record.catching():
                 ...  # Segment one picture.
                 record.add(name, num_nuclei)
+        record.check(stamp)  # Taken once more.
     outcome = record.finish()
     """
 
@@ -59,7 +60,7 @@ class FileRecord:
         """
         self._outcome, self._earlier = Outcome(job), earlier
         self._stamp = ""
-        self._finished: set[pathlib.PurePath] = set()
+        self._new: set[pathlib.PurePath] = set()
         self._errors: list[str] = []
 
     @contextlib.contextmanager
@@ -95,14 +96,34 @@ class FileRecord:
 
     def add(self, name: pathlib.PurePath, num_nuclei: int) -> None:
         """Counts a picture that was segmented."""
-        self._finished.add(name)
+        self._new.add(name)
         self._outcome.num_planes += 1
         self._outcome.num_nuclei += num_nuclei
 
-    def skip(self, name: pathlib.PurePath) -> None:
+    def skip(self) -> None:
         """Counts a picture that was finished before."""
-        self._finished.add(name)
         self._outcome.num_skipped += 1
+
+    def check(self, stamp: str) -> None:
+        """Takes what was found while the file changed out of the tables again.
+
+        A microscope may have been writing it still.
+
+        Args:
+          stamp: Of the file as it is now.
+
+        Raises:
+          ImageError: If it is not what it was at the beginning.
+        """
+        if not self._new or stamp == self._stamp:
+            return
+        self._earlier.remove(self._new)
+        self._new.clear()
+        self._stamp = stamp
+        self._outcome.num_planes = self._outcome.num_nuclei = 0
+        raise ImageError(
+            f"{self._outcome.job.image}: changed while it was read; run again"
+        )
 
     def finish(self) -> Outcome:
         """Tells what became of the file."""
@@ -117,7 +138,7 @@ class FileRecord:
             # Of a file that could not be opened, its parts are not known.
             job = self._outcome.job
             stamp = self._stamp or take_stamp(job.image, [])
-            retired = self._earlier.retire_changed(job, stamp, self._finished)
+            retired = self._earlier.retire_changed(job, stamp, self._new)
             self._outcome.num_retired += retired
 
     def _tell_errors(self) -> str:

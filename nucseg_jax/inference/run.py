@@ -130,9 +130,10 @@ class _Run:
                 with record.catching():
                     self._claim(name, job)
                     if is_done(self._output, name, job, stamp, self._options.save):
-                        record.skip(name)
+                        record.skip()
                     else:
                         record.add(name, self._segment_alone(job, plane, stamp))
+            record.check(take_stamp(job.image, own))
         return record.finish()
 
     def _claim(self, name: pathlib.PurePath, job: Job) -> None:

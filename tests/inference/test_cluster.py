@@ -18,6 +18,7 @@ import skimage.draw
 import tifffile
 import zarr
 
+from nucseg_jax.checkpoints import write_decodings
 from nucseg_jax.config import Config, DataConfig, DecodingConfig, ModelConfig
 from nucseg_jax.data.errors import MAX_PIXELS
 from nucseg_jax.inference import block_tasks, cluster
@@ -104,7 +105,7 @@ def client(workers):
 
 def segment(client, folder, output, **changes):
     (job,) = find_jobs(folder / "slide.zarr").jobs
-    network = Network(str(folder / "run"))
+    network = Network.find(str(folder / "run"))
     changes = {"side": SIDE, **changes}
     return cluster.segment_image(client, job, network, output, OPTIONS, **changes)
 
@@ -222,26 +223,30 @@ def test_a_finished_image_is_skipped(client, folder, result):
 def test_after_a_break_it_goes_on_with_the_blocks_of_the_same_plan(
     client, folder, result, tmp_path
 ):
-    scratch = tmp_path / "blocks" / "slide"
-    scratch.mkdir(parents=True)
-    (scratch / "plan.json").write_text("{}")
-    (scratch / "00000_00000.npy").write_bytes(b"of another plan")
-
     def stop(name, stage, done, total):
         if (stage, done) == ("segmenting", 4):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         segment(client, folder, tmp_path, tell_progress=stop)
-    done = {path: path.stat().st_mtime_ns for path in scratch.glob("*.npy")}
+    (plan,) = tmp_path.glob("blocks/*/*")
+    done = {path: path.stat().st_mtime_ns for path in plan.glob("*.npy")}
     assert len(done) >= 4 and not (tmp_path / "labels_zarr").exists()
 
+    other = plan.with_name("0123456789abcdef")
+    other.mkdir()
+    (other / "00000_00000.npy").write_bytes(b"of another plan")
     told = []
 
     def compare(name, stage, number, total):
         told.append((name, stage, number, total))
         if (stage, number) == ("segmenting", total):
             assert all(path.stat().st_mtime_ns == at for path, at in done.items())
+            assert not other.exists()
+        if stage == "level 1":
+            # On the disk where it will lie.
+            (unfinished,) = (tmp_path / "labels_zarr").iterdir()
+            assert unfinished.name.startswith(".nucseg-")
 
     segment(client, folder, tmp_path, tell_progress=compare)
     assert contents(tmp_path) == contents(result[0])
@@ -253,7 +258,7 @@ def test_an_error_of_a_worker_is_told_as_it_is(client, folder, tmp_path):
     (job,) = find_jobs(folder / "slide.zarr").jobs
     job = dataclasses.replace(job, image=folder / "missing.zarr")
     outcome = cluster.segment_image(
-        client, job, Network(str(folder / "run")), tmp_path, OPTIONS, side=SIDE
+        client, job, Network.find(str(folder / "run")), tmp_path, OPTIONS, side=SIDE
     )
     assert outcome.error == f"{folder / 'missing.zarr'}: no such file"
     assert outcome.num_planes == 0
@@ -261,7 +266,7 @@ def test_an_error_of_a_worker_is_told_as_it_is(client, folder, tmp_path):
 
 def test_a_damaged_page_leaves_the_others_and_no_old_result(client, folder, tmp_path):
     path, output = tmp_path / "film.tif", tmp_path / "out"
-    network = Network(str(folder / "run"))
+    network = Network.find(str(folder / "run"))
 
     def segment_film(seed, num_damaged):
         write_film(path, seed=seed, num_damaged=num_damaged)
@@ -283,7 +288,8 @@ def test_one_hue_is_seen_in_gray_as_in_one_process(folder, tmp_path):
     blue = np.stack([0 * gray, 0 * gray, gray], axis=-1)
     tifffile.imwrite(tmp_path / "blue.tif", blue, photometric="rgb")
     (job,) = find_jobs(tmp_path / "blue.tif").jobs
-    (plane,) = block_tasks.describe_planes(job, OPTIONS, Network(str(folder / "run")))
+    network = Network.find(str(folder / "run"))
+    (plane,) = block_tasks.describe_planes(job, OPTIONS, network)
     assert plane.segmented == (2,) and plane.info.seen == ("blue",)
     source = block_tasks.Source(job, 0, OPTIONS, plane.segmented)
     with source.open() as opened:
@@ -293,12 +299,11 @@ def test_one_hue_is_seen_in_gray_as_in_one_process(folder, tmp_path):
 
 def test_a_worker_with_another_network_is_refused(folder, tmp_path):
     (job,) = find_jobs(folder / "slide.zarr").jobs
-    network = Network(str(folder / "run"))
+    network = Network.find(str(folder / "run"))
     (plane,) = block_tasks.describe_planes(job, OPTIONS, network)
     work = block_tasks.Work(
         source=block_tasks.Source(job, 0, OPTIONS, plane.segmented),
-        network=network,
-        digest=plane.digest[::-1],
+        network=dataclasses.replace(network, digest="of another"),
         info=plane.info,
         blocks=Blocks(*SHAPE, side=SIDE, halo=plane.halo, rim=plane.rim),
         contrast=Contrast(None),
@@ -306,6 +311,74 @@ def test_a_worker_with_another_network_is_refused(folder, tmp_path):
     )
     with pytest.raises(ValueError, match="run: is another network on"):
         block_tasks.segment_block(work, (0, 0), {})
+
+
+@pytest.fixture
+def little(folder, tmp_path):
+    """A folder with an image of one block, and a copy of the network."""
+    shutil.copytree(folder / "run", tmp_path / "run")
+    pixels = draw_nuclei()[:300, :300]
+    write_ome_zarr(
+        tmp_path / "slide.zarr", pixels, "yx", scale=(0.5, 0.5), chunks=(256, 256)
+    )
+    return tmp_path
+
+
+def test_workers_that_live_on_load_a_network_again_that_was_replaced(client, little):
+    assert segment(client, little, little / "first").num_nuclei > 50
+    write_decodings(little / "run", [DecodingConfig(min_area=100_000)])
+    assert segment(client, little, little / "second").num_nuclei == 0
+
+
+def test_each_plan_has_a_folder_for_its_blocks(client, little):
+    """So that late tasks of an earlier run cannot write into those of the next."""
+    plans = []
+
+    def stop(name, stage, done, total):
+        if stage == "segmenting":
+            plans.append(*(little / "out").glob("blocks/*/*"))
+            raise KeyboardInterrupt
+
+    for min_area in (5, 5, 6):
+        write_decodings(little / "run", [DecodingConfig(min_area=min_area)])
+        with pytest.raises(KeyboardInterrupt):
+            segment(client, little, little / "out", tell_progress=stop)
+    assert plans[0] == plans[1] != plans[2]
+    assert plans[0].parent == plans[2].parent
+
+
+def test_an_image_that_changes_meanwhile_is_not_taken_for_finished(client, little):
+    def change(name, stage, done, total):
+        if stage == "segmenting":
+            write_ome_zarr(little / "slide.zarr", draw_nuclei()[300:], "yx")
+
+    outcome = segment(client, little, little / "out", tell_progress=change)
+    assert "slide.zarr: changed while it was read; run again" in outcome.error
+    assert outcome.num_planes == outcome.num_nuclei == 0
+    outcome = segment(client, little, little / "out")
+    assert outcome.num_nuclei == read_level(little / "out").max() > 500
+
+
+def test_what_is_left_of_a_run_that_was_killed_at_its_end_is_removed(
+    client, little, monkeypatch
+):
+    def die(output, name):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(cluster, "_remove_scratch", die)
+        segment(client, little, little / "out")
+    assert (little / "out/blocks").exists()
+    assert segment(client, little, little / "out").num_skipped == 1
+    assert not (little / "out/blocks").exists()
+
+
+def test_names_that_look_like_addresses_are_names(client, little):
+    (little / "a::b").mkdir()
+    (little / "slide.zarr").rename(little / "a::b/slide.zarr")
+    (little / "run").rename(little / "a::b/run")
+    outcome = segment(client, little / "a::b", little / "c::d")
+    assert outcome.num_nuclei == read_level(little / "c::d").max() > 50
 
 
 def test_blocks_are_made_of_whole_chunks(client, folder, tmp_path):

@@ -215,9 +215,55 @@ def test_a_changed_chunk_of_an_ome_zarr_is_noticed(segmenter, tmp_path):
     assert [o.num_planes for o in run(tmp_path / "in", segmenter, out)] == [1]
     assert [o.num_planes for o in run(tmp_path / "in", segmenter, out)] == [0]
     chunk = max(path for path in image.rglob("*") if path.is_file())
-    later = chunk.stat().st_mtime + 10
-    os.utime(chunk, (later, later))
-    assert [o.num_planes for o in run(tmp_path / "in", segmenter, out)] == [1]
+    # The second time by one of an older copy.
+    for seconds in (10, -1000):
+        changed = chunk.stat().st_mtime + seconds
+        os.utime(chunk, (changed, changed))
+        assert [o.num_planes for o in run(tmp_path / "in", segmenter, out)] == [1]
+
+
+@pytest.mark.parametrize("num_seen", [0, 1])
+def test_a_file_that_changes_meanwhile_is_not_taken_for_finished(
+    num_seen, segmenter, tmp_path
+):
+    """As one that a microscope still writes; neither are the frames before."""
+    path, out, seen = tmp_path / "film.tif", tmp_path / "out", []
+    write_film(path, seed=0)
+
+    @contextlib.contextmanager
+    def watch(info):
+        seen.append(info.name)
+        yield lambda done, total: None
+        if len(seen) == num_seen + 1:
+            os.utime(path, (0, 0))
+
+    jobs = find_jobs(path).jobs
+    (outcome,) = segment_files(jobs, segmenter, out, options(), watch=watch)
+    assert outcome.error == f"{path}: changed while it was read; run again"
+    assert outcome.num_planes == outcome.num_nuclei == 0
+    assert not list(out.glob("tables/*.json"))
+    (outcome,) = run(path, segmenter, out)
+    assert outcome.num_planes == 3 and not outcome.error
+
+
+def test_a_file_that_changes_while_a_part_of_it_is_read_loses_what_was_found_before(
+    segmenter, tmp_path
+):
+    path, out = tmp_path / "film.tif", tmp_path / "out"
+    write_film(path, seed=0)
+    run(path, segmenter, out)
+    (out / "tables/film_t002.json").unlink()
+
+    @contextlib.contextmanager
+    def watch(info):
+        yield lambda done, total: None
+        os.utime(path, (0, 0))
+
+    jobs = find_jobs(path).jobs
+    (outcome,) = segment_files(jobs, segmenter, out, options(), watch=watch)
+    assert "changed while it was read" in outcome.error
+    assert outcome.num_skipped == outcome.num_retired == 2
+    assert not list(out.glob("tables/*.json"))
 
 
 def test_another_product_is_added_to_finished_files(folder, segmenter, tmp_path):

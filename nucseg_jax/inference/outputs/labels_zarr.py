@@ -101,7 +101,8 @@ def create_pyramid(path: pathlib.Path, info: PlaneInfo) -> list[zarr.Array]:
         (path / key).parent.mkdir(parents=True, exist_ok=True)
         (path / key).write_bytes(content.to_bytes())
     return [
-        zarr.open_array(str(path), path=str(level), mode="r+", zarr_format=2)
+        # Of a text, zarr would take "::" for a chain of addresses.
+        zarr.open_array(path, path=str(level), mode="r+", zarr_format=2)
         for level in range(len(shapes))
     ]
 
