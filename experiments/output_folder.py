@@ -6,17 +6,19 @@ import csv
 import json
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from nucseg_jax.digests import digest_json
 from nucseg_jax.files import TEXT, write_json, writing_text
 from nucseg_jax.inference.outputs import FOLDERS, merge_tables
 from nucseg_jax.inference.outputs.page import write_report
-from nucseg_jax.inference.outputs.summaries import SETTINGS, summary_paths
+from nucseg_jax.inference.outputs.summaries import SETTINGS, TABLES, summary_paths
 from nucseg_jax.inference.record import Outcome
 
 # Of files that a run did not come to.
 LEFT = "maybe not done, for --on_error=stop ended the run at the error before them"
+_UNFINISHED = "has not come to its end; start it again"
 _FILES = ("nuclei.csv", "summary.csv", "report.html", "failed.csv")
 _FAILURES = re.compile(r"failed(_\d+_of_\d+)?\.csv")
 
@@ -54,6 +56,33 @@ def check_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:
         )
     if differing:
         write_json(folder / SETTINGS, settings)
+    # With it, this is an output folder also to a run that searches for images.
+    (folder / TABLES).mkdir(exist_ok=True)
+
+
+def check_unchanged(folder: pathlib.Path, settings: str) -> None:
+    """Refuses to go on in a folder that another run has made its own.
+
+    Before an image is finished there, two that start together may both find it empty.
+
+    Args:
+      folder: The output folder.
+      settings: From `identify`.
+
+    Raises:
+      ValueError: If the folder's settings are others by now.
+    """
+    if identify(read_settings(folder)) != settings:
+        raise ValueError(
+            f"{folder}: another run has begun there, with other settings; give another "
+            "--output"
+        )
+
+
+def identify(settings: Mapping[str, Any]) -> str:
+    """Tells which settings these are: a digest, wherever the network lies."""
+    which = {name: settings[name] for name in settings.keys() - {"checkpoint"}}
+    return digest_json(which)[:16]
 
 
 def _tell(value: Any) -> str:
@@ -78,6 +107,24 @@ def read_settings(folder: pathlib.Path) -> dict[str, Any]:
         ) from error
 
 
+def begin_shard(
+    folder: pathlib.Path, num_jobs: int, num_shards: int = 1, shard_index: int = 0
+) -> None:
+    """Notes that a run has begun, for those that find it killed.
+
+    At its end, `write_failures` replaces the note.
+
+    Args:
+      folder: The output folder.
+      num_jobs: Files that it is to do.
+      num_shards: Of the run.
+      shard_index: Which of them this is.
+    """
+    run = f"shard {shard_index} of {num_shards}" if num_shards > 1 else "the run"
+    row = [f"{num_jobs} files", f"{run} {_UNFINISHED}"]
+    _write_rows(_failure_file(folder, num_shards, shard_index), [row])
+
+
 def write_failures(
     folder: pathlib.Path,
     failed: Sequence[Outcome],
@@ -98,20 +145,28 @@ def write_failures(
       shard_index: Which of them this is.
       num_left: Files that the run did not come to, since it ended at an error.
     """
-    shard = f"_{shard_index}_of_{num_shards}" if num_shards > 1 else ""
-    path = folder / f"failed{shard}.csv"
+    path = _failure_file(folder, num_shards, shard_index)
     for older in _failure_files(folder):
         if older != path and not older.stem.endswith(f"_of_{num_shards}"):
             older.unlink(missing_ok=True)
     if not failed and num_shards == 1:
         path.unlink(missing_ok=True)
         return
+    left = [[f"{num_left} files", LEFT]] if num_left else []
+    _write_rows(path, [*([str(o.job.relative), o.error] for o in failed), *left])
+
+
+def _failure_file(
+    folder: pathlib.Path, num_shards: int, shard_index: int
+) -> pathlib.Path:
+    shard = f"_{shard_index}_of_{num_shards}" if num_shards > 1 else ""
+    return folder / f"failed{shard}.csv"
+
+
+def _write_rows(path: pathlib.Path, rows: Sequence[Sequence[str]]) -> None:
     with writing_text(path) as file:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(["image", "error"])
-        rows.writerows([str(o.job.relative), o.error] for o in failed)
-        if num_left:
-            rows.writerow([f"{num_left} files", LEFT])
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows([["image", "error"], *rows])
 
 
 def read_failures(folder: pathlib.Path) -> Iterator[tuple[str, str]]:
@@ -144,11 +199,12 @@ def merge(folder: pathlib.Path) -> int:
     Returns:
       The number of images.
     """
-    count = merge_tables(folder)
+    settings = read_settings(folder)
+    count = merge_tables(folder, identify(settings))
     write_report(
         folder,
         title="Nuclei",
-        settings=read_settings(folder),
+        settings=settings,
         failures=list(read_failures(folder)),
     )
     return count

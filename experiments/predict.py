@@ -11,6 +11,7 @@ stopped. Parts of a large folder may run on many machines at once: see --num_sha
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import os
 import pathlib
@@ -93,8 +94,11 @@ def main() -> int:
     print(start_device())
     network = read_network(choose_checkpoint(pretrained.choose))
     segmenter = load_segmenter(**network)
-    output_folder.check_settings(folder, find_settings(network, options))
+    settings = find_settings(network, options)
+    output_folder.check_settings(folder, settings)
+    options = dataclasses.replace(options, settings=output_folder.identify(settings))
     remove_leftovers(folder)
+    output_folder.begin_shard(folder, len(jobs), _NUM_SHARDS.value, _SHARD_INDEX.value)
     outcomes = segment_all(jobs, segmenter, folder, options)
     failed = [outcome for outcome in outcomes if outcome.error]
     num_left = len(jobs) - len(outcomes)
@@ -127,6 +131,7 @@ def segment_all(
         ) as results_of_jobs,
     ):
         for outcome in results_of_jobs:
+            output_folder.check_unchanged(folder, options.settings)
             outcomes.append(outcome)
             bar.update()
             if outcome.error and _ON_ERROR.value == "stop":

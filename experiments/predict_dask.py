@@ -13,6 +13,7 @@ the work. Run again, it goes on where it stopped.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import pathlib
@@ -87,18 +88,23 @@ def main() -> int:
         named = read_network(checkpoint)
         settings = find_settings(named, options) | {"block": _BLOCK.value}
         output_folder.check_settings(folder, settings)
+        which = output_folder.identify(settings)
         network = block_tasks.Network.find(**named)
         remove_leftovers(folder)
+        output_folder.begin_shard(folder, len(found.jobs))
         segment = functools.partial(
             cluster.segment_image,
             client,
             network=network,
             output=folder,
-            options=options,
+            options=dataclasses.replace(options, settings=which),
             side=_BLOCK.value,
             tell_progress=Bars().show,
         )
-        outcomes = [segment_and_tell(segment, job) for job in found.jobs]
+        outcomes = []
+        for job in found.jobs:
+            outcomes.append(segment_and_tell(segment, job))
+            output_folder.check_unchanged(folder, which)
     failed = [outcome for outcome in outcomes if outcome.error]
     output_folder.write_failures(folder, failed)
     output_folder.merge(folder)

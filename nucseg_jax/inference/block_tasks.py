@@ -202,7 +202,12 @@ def describe_planes(job: Job, options: Options, network: Network) -> list[Descri
             found.append(
                 Description(
                     info=describe(
-                        job, plane, targets=segmenter.targets, scale=scale, stamp=stamp
+                        job,
+                        plane,
+                        options,
+                        targets=segmenter.targets,
+                        scale=scale,
+                        stamp=stamp,
                     ),
                     segmented=plane.segmented,
                     suffix=plane.suffix,

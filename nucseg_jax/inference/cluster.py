@@ -95,7 +95,7 @@ def segment_image(
         record.begin(stamp, names.values(), num_elsewhere=len(planes) - len(names))
         for index, name in names.items():
             with record.catching():
-                if is_done(run.output, name, job, stamp, SAVE):
+                if is_done(run.output, name, job, stamp, options):
                     # What a run that was killed at its very end has left.
                     _remove_scratch(run.output, name)
                     record.skip()

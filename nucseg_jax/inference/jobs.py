@@ -64,6 +64,8 @@ class Options:
       scale: Resize by this factor for the network; None = by the pixel sizes of the
         image and of the training images, where both are known.
       max_pixels: Refuse larger images of a kind that is decoded as a whole.
+      settings: Which settings all of this is, and the network: kept with each result,
+        and results of others are not taken for finished. "" = not told.
 
     Raises:
       ValueError: If the pixel size or the scale is out of range.
@@ -75,6 +77,7 @@ class Options:
     pixel_size: float | None = None
     scale: float | None = None
     max_pixels: int
+    settings: str = ""
 
     def __post_init__(self):
         check_pixel_size(self.pixel_size)
@@ -229,7 +232,13 @@ def _add_checksum(path: pathlib.Path, checksum: int) -> int:
 
 
 def describe(
-    job: Job, plane: Plane, *, targets: tuple[str, ...], scale: float, stamp: str
+    job: Job,
+    plane: Plane,
+    options: Options,
+    *,
+    targets: tuple[str, ...],
+    scale: float,
+    stamp: str,
 ) -> PlaneInfo:
     """Tells what outputs need to know of a plane of a file."""
     return PlaneInfo(
@@ -243,6 +252,7 @@ def describe(
         targets=targets,
         scale=scale,
         stamp=stamp,
+        settings=options.settings,
     )
 
 
@@ -259,7 +269,7 @@ def is_done(
     name: pathlib.PurePath,
     job: Job,
     stamp: str,
-    save: Sequence[str],
+    options: Options,
 ) -> bool:
     """Tells whether all products of a plane of this very file are there.
 
@@ -268,12 +278,12 @@ def is_done(
       name: Of the plane's results.
       job: The file.
       stamp: Of the file.
-      save: Names of the products.
+      options: Which products, and of which settings.
 
     Raises:
       ImageError: If results of another file have that name.
     """
-    if outputs.is_finished(output, name, save, stamp):
+    if outputs.is_finished(output, name, options.save, stamp, options.settings):
         return True
     _check_name_is_free(output, name, job, stamp)
     return False

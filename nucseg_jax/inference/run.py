@@ -129,7 +129,7 @@ class _Run:
             for plane, name in zip(own, names, strict=True):
                 with record.catching():
                     self._claim(name, job)
-                    if is_done(self._output, name, job, stamp, self._options.save):
+                    if is_done(self._output, name, job, stamp, self._options):
                         record.skip()
                     else:
                         record.add(name, self._segment_alone(job, plane, stamp))
@@ -157,6 +157,7 @@ class _Run:
         info = describe(
             job,
             plane,
+            self._options,
             targets=self._segmenter.targets,
             scale=self._options.scale or self._segmenter.choose_scale(plane.pixel_size),
             stamp=stamp,

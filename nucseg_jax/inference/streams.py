@@ -30,6 +30,7 @@ class PlaneInfo:
       targets: Names of the probabilities' channels.
       scale: By which the network sees it resized.
       stamp: Of the file, see `jobs.take_stamp`; "" = unknown.
+      settings: Which they are, of network and options; "" = unknown.
     """
 
     name: str
@@ -42,6 +43,7 @@ class PlaneInfo:
     targets: tuple[str, ...]
     scale: float = 1.0
     stamp: str = ""
+    settings: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

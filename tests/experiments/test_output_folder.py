@@ -6,12 +6,13 @@ import re
 import pytest
 
 from experiments import output_folder
+from nucseg_jax.inference.jobs import find_jobs
 
 SETTINGS = {"checkpoint": "/a/small", "network": "12ab", "channel": ""}
 
 
 def finish_image(folder):
-    (folder / "tables").mkdir()
+    (folder / "tables").mkdir(exist_ok=True)
     (folder / "tables/a.json").write_text("{}")
 
 
@@ -74,6 +75,18 @@ def test_the_cause_is_told_and_not_what_follows_from_it(tmp_path, changes, told)
         output_folder.check_settings(tmp_path, before | {"checkpoint": "b"} | changes)
 
 
+def test_a_run_whose_settings_were_replaced_is_stopped(tmp_path):
+    """Two that start together may both find no result yet."""
+    which = output_folder.identify(SETTINGS)
+    output_folder.check_settings(tmp_path, SETTINGS)
+    output_folder.check_unchanged(tmp_path, which)
+    output_folder.check_settings(tmp_path, SETTINGS | {"checkpoint": "/b/copy"})
+    output_folder.check_unchanged(tmp_path, which)
+    output_folder.check_settings(tmp_path, SETTINGS | {"network": "34cd"})
+    with pytest.raises(ValueError, match="another run has begun there"):
+        output_folder.check_unchanged(tmp_path, which)
+
+
 def test_as_long_as_there_is_no_result_settings_may_change(tmp_path):
     """The error of the first image may ask for another flag."""
     output_folder.check_settings(tmp_path, SETTINGS)
@@ -93,6 +106,25 @@ def test_damaged_settings_are_told(tmp_path):
     (tmp_path / "settings.json").write_text(json.dumps(SETTINGS)[:20])
     with pytest.raises(ValueError, match=r"settings\.json: is damaged"):
         output_folder.check_settings(tmp_path, SETTINGS)
+
+
+def test_an_output_folder_is_one_before_its_first_image_is_finished(tmp_path):
+    output_folder.check_settings(tmp_path / "out", SETTINGS)
+    (tmp_path / "out/labels_zarr/a.zarr").mkdir(parents=True)
+    (tmp_path / "a.png").write_text("")
+    (job,) = find_jobs(tmp_path).jobs
+    assert job.image == tmp_path / "a.png"
+
+
+@pytest.mark.parametrize(
+    ("shards", "told"), [((1, 0), "the run"), ((4, 2), "shard 2 of 4")]
+)
+def test_a_run_that_was_killed_has_not_come_to_its_end(tmp_path, shards, told):
+    output_folder.begin_shard(tmp_path, 7, *shards)
+    expected = ("7 files", f"{told} has not come to its end; start it again")
+    assert list(output_folder.read_failures(tmp_path)) == [expected]
+    output_folder.write_failures(tmp_path, [], *shards)
+    assert not list(output_folder.read_failures(tmp_path))
 
 
 def test_failures_of_others_are_neither_read_nor_removed(tmp_path):

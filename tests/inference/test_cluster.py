@@ -180,7 +180,7 @@ def test_the_table_and_the_summary_are_those_of_one_process(folder, result):
         for root in (result[0], folder / "one")
     ]
     for summary in summaries:
-        del summary["seconds"], summary["outputs"]
+        del summary["seconds"], summary["outputs"], summary["settings"]
     assert summaries[0] == summaries[1]
 
 

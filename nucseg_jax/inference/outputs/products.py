@@ -170,7 +170,7 @@ def create_writers(
         raise ValueError(f"{name}: is not a name inside the output folder")
     wanted = [product for product in PRODUCTS if product.name in save]
     paths = {p: p.path(folder, name, info) for p in [*wanted, _THUMBNAIL]}
-    outputs = summaries.find_outputs(folder, name, info.stamp) | {
+    outputs = summaries.find_outputs(folder, name, info.stamp, info.settings) | {
         p.name: path.relative_to(folder).as_posix() for p, path in paths.items()
     }
     writers: list[Writer] = []

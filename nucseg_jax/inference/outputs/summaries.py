@@ -6,7 +6,7 @@ import contextlib
 import csv
 import json
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from nucseg_jax.files import TEXT, writing_text
@@ -43,7 +43,9 @@ def summary_path(folder: pathlib.Path, name: pathlib.PurePath) -> pathlib.Path:
 
 def summary_paths(folder: pathlib.Path) -> list[pathlib.Path]:
     """Lists the summaries in an output folder, in the order of their files' names."""
-    return sorted((folder / TABLES).rglob(f"*{SUFFIX}"))
+    found = (folder / TABLES).rglob(f"*{SUFFIX}")
+    # A folder of images may have such a name, too.
+    return sorted(path for path in found if path.is_file())
 
 
 def result_name(folder: pathlib.Path, path: pathlib.Path) -> pathlib.PurePath:
@@ -58,15 +60,19 @@ def holds_results(folder: pathlib.Path) -> bool:
 
 
 def is_finished(
-    folder: pathlib.Path, name: pathlib.PurePath, save: Sequence[str], stamp: str = ""
+    folder: pathlib.Path,
+    name: pathlib.PurePath,
+    save: Sequence[str],
+    stamp: str = "",
+    settings: str = "",
 ) -> bool:
     """Tells if all products in `save` of an image are there; see `find_outputs`."""
-    found = find_outputs(folder, name, stamp)
+    found = find_outputs(folder, name, stamp, settings)
     return bool(found) and all(product in found for product in save)
 
 
 def find_outputs(
-    folder: pathlib.Path, name: pathlib.PurePath, stamp: str
+    folder: pathlib.Path, name: pathlib.PurePath, stamp: str, settings: str = ""
 ) -> dict[str, str]:
     """Finds the products of an image that are there.
 
@@ -74,6 +80,7 @@ def find_outputs(
       folder: The output folder.
       name: Of the image's results.
       stamp: Of the image's file; products of another one do not count.
+      settings: Which they are, see `PlaneInfo`; nor do products of others.
 
     Returns:
       Product -> its file, relative to the output folder.
@@ -82,9 +89,15 @@ def find_outputs(
         summary = read_summary(summary_path(folder, name))
     except (SummaryError, FileNotFoundError):
         return {}
-    if summary["stamp"] != stamp:
+    if summary["stamp"] != stamp or not _is_of(summary, settings):
         return {}
     return {p: f for p, f in summary["outputs"].items() if (folder / f).exists()}
+
+
+def _is_of(summary: Mapping[str, Any], settings: str) -> bool:
+    """Tells if an image was segmented with these settings, as far as both are known."""
+    before = summary.get("settings", "")
+    return not before or not settings or before == settings
 
 
 def read_summary(path: pathlib.Path) -> dict[str, Any]:
@@ -116,24 +129,34 @@ def read_summaries(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
         yield read_summary(path)
 
 
-def merge_tables(folder: pathlib.Path) -> int:
+def merge_tables(folder: pathlib.Path, settings: str = "") -> int:
     """Writes `nuclei.csv` and `summary.csv` over all finished images.
 
     `nuclei.csv` has the columns of all images, empty where an image lacks one; it is
     left out where no image has a table. Only one row is in memory at a time. Safe to
     repeat, also while other processes finish images for the first time.
 
+    Args:
+      folder: The output folder.
+      settings: Those of all its images, see `PlaneInfo`.
+
     Returns:
       The number of images.
 
     Raises:
-      SummaryError: If a file is damaged or missing.
+      SummaryError: If a file is damaged or missing, or an image has other settings.
     """
     tables: list[_Table] = []
     count = 0
     with _csv_writer(folder / "summary.csv") as rows:
         rows.writerow(["image", *SUMMARY_COLUMNS])
         for summary in read_summaries(folder):
+            if not _is_of(summary, settings):
+                raise SummaryError(
+                    f"{folder}: {summary['name']} was segmented with other settings "
+                    f"than {SETTINGS} tells, by a run that was there at the same time: "
+                    "run again"
+                )
             count += 1
             rows.writerow([summary["name"], *map(summary.get, SUMMARY_COLUMNS)])
             if "table" in summary["outputs"]:

@@ -104,6 +104,7 @@ def format_summary(
     """
     summary = {
         **summarize(info, areas),
+        "settings": info.settings,
         "seconds": round(time.perf_counter() - started, 3),
         "outputs": dict(outputs),
         "area_histogram": count_areas(areas),

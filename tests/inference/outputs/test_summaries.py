@@ -66,6 +66,26 @@ def test_products_of_another_file_do_not_count(tmp_path, plane):
     assert not (tmp_path / "nuclei.csv").exists()
 
 
+def test_results_of_other_settings_are_neither_finished_nor_joined(tmp_path, plane):
+    run(tmp_path, "a", plane, settings="12ab")
+    run(tmp_path, "b/c", plane, settings="34cd")
+    for settings, expected in {"12ab": False, "34cd": True, "": True}.items():
+        done = summaries.is_finished(tmp_path, NAME, ["table"], settings=settings)
+        assert done is expected
+    with pytest.raises(
+        summaries.SummaryError, match=r"b/c\.tif was segmented with oth"
+    ):
+        summaries.merge_tables(tmp_path, "12ab")
+    assert not (tmp_path / "summary.csv").exists()
+    run(tmp_path, "b/c", plane, settings="12ab")
+    assert summaries.merge_tables(tmp_path, "12ab") == 2
+
+
+def test_a_folder_of_images_may_be_called_like_a_summary(tmp_path, plane):
+    run(tmp_path, "plate.json/a", plane)
+    assert summaries.merge_tables(tmp_path) == 1
+
+
 @pytest.mark.parametrize(
     "text", ["", '{"name": "a"', "[]", "null", '{"name": "a"}', FEW]
 )
