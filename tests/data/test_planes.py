@@ -464,6 +464,34 @@ def test_samples_of_a_colour_may_be_called_channels(tmp_path):
             pass
 
 
+@pytest.mark.parametrize("count", (3, 4))
+@pytest.mark.parametrize("compression", (None, "zlib"))
+def test_few_pictures_that_were_saved_as_samples_of_a_colour(
+    tmp_path, count, compression
+):
+    """As tifffile by itself writes them; with four, one is transparency then."""
+    pixels = noise((count, 70, 50), np.uint16)
+    options = {"photometric": "rgb", "planarconfig": "separate"}
+    options["compression"] = compression
+    for axis, suffix in {"T": "_t000", "Z": "_z000"}.items():
+        path = tiff(tmp_path, pixels, metadata={"axes": f"{axis}YX"}, **options)
+        with open_planes(path) as planes:
+            assert len(planes) == count and planes[0].suffix == suffix
+            for plane, picture in zip(planes, pixels, strict=True):
+                assert plane.channels == ("0",)
+                np.testing.assert_array_equal(plane.read()[..., 0], picture)
+    path = tiff(tmp_path, pixels, metadata={"axes": "CYX"}, **options)
+    with open_planes(path, channel="2") as (plane,):
+        assert plane.segmented == (2,) and len(plane.channels) == count
+        np.testing.assert_array_equal(plane.read(), np.moveaxis(pixels, 0, -1))
+    path = tiff(tmp_path, pixels, metadata=None, **options)
+    with open_planes(path) as (plane,):
+        assert plane.channels == ("red", "green", "blue")
+    with open_planes(path, axes="TYX") as planes:
+        assert len(planes) == count
+        np.testing.assert_array_equal(planes[-1].read()[..., 0], pixels[-1])
+
+
 @pytest.mark.parametrize("axes", ("YX", "TZYX"))
 def test_axes_do_not_concern_files_with_another_number(tmp_path, axes):
     with open_planes(tiff(tmp_path, RGB, photometric="rgb"), axes=axes) as (plane,):

@@ -134,8 +134,11 @@ def _stack_of(
     max_pixels: int,
 ) -> Stack:
     series = tiff.series[number]
-    samples = tiff_colours.describe(path, series.keyframe, kind=series.kind)
     layout = tiff_layout.find_layout(path, series, answer)
+    if layout.has_samples:
+        samples = tiff_colours.describe(path, series.keyframe, kind=series.kind)
+    else:
+        samples = tiff_colours.describe_gray(series.keyframe)
     orientation = series.keyframe.tags.valueof(_ORIENTATION, 1)
     shape = regions.turned_shape(layout.length("Y"), layout.length("X"), orientation)
 

@@ -94,6 +94,11 @@ def describe(path: pathlib.Path, page: tifffile.TiffPage, *, kind: str) -> Sampl
     raise ImageError(f"{path}: its colours are {name}; save it as RGB first")
 
 
+def describe_gray(page: tifffile.TiffPage) -> Samples:
+    """Tells how to read samples that are no colours, whatever the page says."""
+    return _gray(page, page.samplesperpixel)
+
+
 def _is_ycbcr(page: tifffile.TiffPage) -> bool:
     """Whether decoded samples are still luma and chroma."""
     is_aperio = page.compression == COMPRESSION.APERIO_JP2000_YCBC

@@ -24,19 +24,43 @@ class Layout:
       stored: Letters as the file gives them.
       axes: Letters of what they are.
       lengths: Of the axes.
-      num_outer: How many of them count pages; the others lie within a page.
+      page: Letters of the last of them, which lie within a page, as pages give them;
+        the others count pages.
     """
 
     stored: str
     axes: str
     lengths: tuple[int, ...]
-    num_outer: int
+    page: str
+
+    @property
+    def num_outer(self) -> int:
+        """How many axes count pages."""
+        return len(self.axes) - len(self.page)
+
+    @property
+    def within(self) -> str:
+        """Letters of what the axes within a page are."""
+        return self.axes[self.num_outer :]
 
     @property
     def is_by_page(self) -> bool:
         """Whether rows and columns of a picture are those of its pages."""
-        stored, axes = (text[self.num_outer :] for text in (self.stored, self.axes))
-        return stored.replace("C", "S") == axes.replace("C", "S")
+        return self.page.replace("C", "S") == self.within.replace("C", "S")
+
+    @property
+    def has_samples(self) -> bool:
+        """Whether samples of pages are what pages say: colours, transparency.
+
+        Three or four pictures or channels, one behind the other, are often written as
+        the samples of one page; then only the axes of the series tell.
+        """
+        told = zip(self.page, self.stored[self.num_outer :], self.within, strict=True)
+        return all(
+            stored != "C" and axis in "CS"
+            for letter, stored, axis in told
+            if letter == "S"
+        )
 
     @property
     def num_outer_channels(self) -> int:
@@ -68,7 +92,7 @@ def find_layout(
     if lengths[-len(inner) :] != inner_lengths:
         raise ValueError(f"pages of {inner_lengths} do not make up {lengths}")
     axes = settle_axes(path, stored, lengths, answer)
-    return Layout(stored, axes, lengths, num_outer=len(axes) - len(inner))
+    return Layout(stored, axes, lengths, inner)
 
 
 def make_read(
@@ -126,7 +150,7 @@ def _read_whole(layout: Layout, pages: Pages, convert: Convert) -> ReadPicture:
         *(axis for axis in layout.axes if axis in "CS"),
     ]
     order = [layout.axes.index(axis) for axis in letters]
-    samples_first = layout.stored[layout.num_outer] in "CS"
+    samples_first = layout.page[0] in "CS"
 
     @functools.lru_cache(maxsize=1)
     def load() -> np.ndarray:
