@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import pathlib
 from collections.abc import Mapping, Sequence
 
 from experiments import flags as shared
 from experiments.device import start_device
+from experiments.known_images import (
+    is_same_folder,
+    tell_beginning,
+    warn_of_exported,
+    warn_of_learned,
+)
 from nucseg_jax import pretrained
 from nucseg_jax.checkpoints import read_fingerprints
 from nucseg_jax.config import Config, DataConfig
 from nucseg_jax.data.index import (
-    DatasetError,
     Example,
     describe_subsets,
     fingerprint,
     get_subset,
-    join,
     load_subsets,
 )
 from nucseg_jax.data.numbering import check_numbered
@@ -62,11 +64,12 @@ def load_scored_data(checkpoint: str, subset: str, trained: Config) -> ScoredDat
     check_numbered(examples)
     print(start_device())
     print(describe_subsets(settings, subsets))
-    folder = pretrained.resolve(checkpoint)
-    before = read_fingerprints(folder)
+    before = read_fingerprints(pretrained.resolve(checkpoint))
     if not before:
-        _warn_of_exported(checkpoint, folder)
-    elif _is_same_folder(settings, trained.data):
+        warn_of_exported(checkpoint)
+        if not shared.given(["data_dir"]):
+            print("WARNING: no --data_dir is named: the project's sample is scored")
+    elif is_same_folder(settings, trained.data):
         as_trained = settings == dataclasses.replace(
             trained.data, data_dir=settings.data_dir
         )
@@ -74,7 +77,10 @@ def load_scored_data(checkpoint: str, subset: str, trained: Config) -> ScoredDat
         if is_its_own:
             _warn_of_changes(subset, before[subset], examples)
         if not is_its_own or (subset == "val" and trained.train.learn_val):
-            _warn_of_learned(before, trained, examples)
+            warn_of_learned("the network", before, trained, examples)
+        if trained.train.learn_val and subset != "val":
+            print("the network learned from val: what is tuned there is tuned on that")
+    tell_beginning("the network", trained)
     return ScoredData(settings, examples, subsets)
 
 
@@ -84,52 +90,10 @@ def describe_split(settings: DataConfig) -> dict[str, str | float]:
     return {name: getattr(settings, name) for name in names}
 
 
-def _is_same_folder(settings: DataConfig, trained: DataConfig) -> bool:
-    before = shared.resolve_data(trained)
-    return os.path.realpath(settings.data_dir) == os.path.realpath(before.data_dir)
-
-
-def _warn_of_exported(checkpoint: str, folder: pathlib.Path) -> None:
-    """Tells that nothing is known of what a network has learned from."""
-    card = folder / "card.md"
-    which = f"its card says which, {card}" if card.exists() else "it does not say"
-    print(
-        f"WARNING: {checkpoint} was exported without a list of the images that it "
-        f"learned from ({which}): make sure that none of them is among these"
-    )
-    if not shared.given(["data_dir"]):
-        print("WARNING: no --data_dir is named: the project's sample is scored")
-
-
 def _warn_of_changes(subset: str, before: str, examples: Sequence[Example]) -> None:
     """Tells if the training had other images or truth as this subset."""
     if before != fingerprint(examples):
         print(
             f"WARNING: images or truth of {subset} have changed since training; these "
             "numbers do not compare with the run's own"
-        )
-
-
-def _warn_of_learned(
-    before: Mapping[str, str], trained: Config, examples: Sequence[Example]
-) -> None:
-    """Tells how many of the images of its own folder the network learned from."""
-    try:
-        subsets = load_subsets(shared.resolve_data(trained.data))
-    except DatasetError:
-        subsets = {"train": [], "val": []}
-    names = trained.train.learned_subsets
-    learned = join(subsets, names)
-    if any(before[name] != fingerprint(subsets[name]) for name in names):
-        print(
-            "WARNING: the folder has changed since the network learned from it, and it "
-            "may know some of these images"
-        )
-        return
-    ids = {example.id for example in learned}
-    num_learned = sum(example.id in ids for example in examples)
-    if num_learned:
-        print(
-            f"WARNING: the network learned from {num_learned} of these {len(examples)} "
-            "images"
         )

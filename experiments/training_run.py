@@ -21,6 +21,7 @@ import tqdm
 
 from experiments.device import start_device
 from experiments.flags import DATA_SETTINGS, resolve_data
+from experiments.known_images import warn_of_beginning
 from experiments.run_folder import (
     alone_in,
     check_resumable,
@@ -117,6 +118,8 @@ def run(config: Config, workdir: pathlib.Path, stop: StopRequest) -> None:
         with contextlib.closing(ckpt.Checkpoints(workdir)) as saved:
             before = saved.saved_config()
             check_resumable(workdir, before, config)
+            if before is None:
+                warn_of_beginning(config, subsets)
             tell_schedule(before, config)
             prints = {name: take_fingerprint(name, p) for name, p in subsets.items()}
             if devices.is_writer:
@@ -129,6 +132,7 @@ def run(config: Config, workdir: pathlib.Path, stop: StopRequest) -> None:
     print(
         f"epoch {config.train.num_epochs} is done, see {workdir / 'curves.png'}; what "
         f"is evaluated and predicts is the best on validation, epoch {best}"
+        f"{', which it learned from' if config.train.learn_val else ''}"
     )
 
 

@@ -20,9 +20,9 @@ def score(load_program, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(scored_data, "read_fingerprints", lambda folder: prints)
     monkeypatch.setattr(scored_data, "start_device", lambda: "device")
 
-    def score(*arguments, subset="val", learn_val=False):
+    def score(*arguments, subset="val", **train):
         load_program("evaluate", f"--checkpoint={tmp_path}", *arguments)
-        trained = Config(data=data, train=TrainConfig(learn_val=learn_val))
+        trained = Config(data=data, train=TrainConfig(**train))
         scored = scored_data.load_scored_data(str(tmp_path), subset, trained)
         return scored, capsys.readouterr().out
 
@@ -53,6 +53,20 @@ def test_validation_that_was_learned_from_is_told(score, subset):
     scored, told = score(subset=subset, learn_val=True)
     num = len(scored.examples)
     assert f"WARNING: the network learned from {num} of these {num} images" in told
+
+
+def test_tuning_on_validation_that_was_learned_from_is_told(score, tmp_path):
+    write_disc_dataset(tmp_path / "other", num_images=3, side=24)
+    expected = "the network learned from val: what is tuned there"
+    assert expected in score(subset="train", learn_val=True)[1]
+    assert expected not in score(subset="train")[1]
+    other = f"--data_dir={tmp_path / 'other'}"
+    assert expected not in score(other, subset="train", learn_val=True)[1]
+
+
+def test_what_the_network_began_with_is_told(score):
+    _, told = score(init="/runs/first")
+    assert "the network began with /runs/first, and knows what that had" in told
 
 
 def test_a_folder_that_has_grown_may_hold_what_was_learned(score, tmp_path):
