@@ -26,8 +26,15 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import serialization
 
+import nucseg_jax
 from nucseg_jax import device
-from nucseg_jax.config import Config, DataConfig, DecodingConfig, Mode
+from nucseg_jax.config import (
+    Config,
+    DataConfig,
+    DecodingConfig,
+    Mode,
+    UnknownSettingError,
+)
 from nucseg_jax.digests import digest_json, digest_tree
 from nucseg_jax.files import replacing, write_json
 from nucseg_jax.network.unet_plus_plus import UNetPlusPlus
@@ -352,6 +359,8 @@ def _read_decodings(directory: pathlib.Path) -> list[DecodingConfig]:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
         return [Config.from_dict({"decoding": item}).decoding for item in settings]
+    except UnknownSettingError as error:
+        raise _of_newer_version(path, error) from error
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: is damaged ({error}); delete it") from error
 
@@ -389,6 +398,8 @@ def _naming(path: pathlib.Path) -> Iterator[None]:
     # Of the last kind are full devices.
     except (CheckpointError, MemoryError, jax.errors.JaxRuntimeError):
         raise
+    except UnknownSettingError as error:
+        raise _of_newer_version(path, error) from error
     except Exception as error:  # Orbax, TensorStore and JSON raise what they like.
         if isinstance(error, OSError) and error.errno in _NO_ACCESS:
             raise CheckpointError(f"{path}: cannot be read ({error})") from error
@@ -411,6 +422,15 @@ def _reading(manager: ocp.CheckpointManager, step: int) -> Iterator[pathlib.Path
             f"{path}: was replaced by a newer one while it was read, as a training "
             "that goes on does; try again"
         ) from error
+
+
+def _of_newer_version(
+    path: pathlib.Path, error: UnknownSettingError
+) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: was written by a newer nucseg_jax than this one, "
+        f"{nucseg_jax.__version__} ({error}); install that"
+    )
 
 
 def _first_line(error: Exception) -> str:

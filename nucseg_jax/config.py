@@ -29,6 +29,10 @@ class ConfigError(ValueError):
     """A setting has a value that cannot work; the message names it."""
 
 
+class UnknownSettingError(ConfigError):
+    """A setting is not known to this version; the message names it."""
+
+
 def _setting(default: Any, meaning: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": meaning})
 
@@ -326,13 +330,15 @@ class Config:
         """Builds a config from `to_dict`'s result.
 
         Raises:
-          ConfigError: If a section or a setting is unknown or has a bad value.
+          ConfigError: If a section or a setting has a bad value; the special one
+            `UnknownSettingError` if one is unknown, as those of a newer version are.
         """
         sections = {
             field.name: type(field.default) for field in dataclasses.fields(cls)
         }
         unknown = set(settings) - set(sections)
-        _check(not unknown, f"unknown section(s) in config: {sorted(unknown)}")
+        if unknown:
+            raise UnknownSettingError(f"unknown section(s): {sorted(unknown)}")
         return cls(
             **{name: _build(sections[name], settings[name]) for name in settings}
         )
@@ -343,7 +349,8 @@ def _build(section: type, settings: Any) -> Any:
     _check(isinstance(settings, dict), f"{name} is {settings!r}; expected settings")
     defaults = {field.name: field.default for field in dataclasses.fields(section)}
     unknown = set(settings) - set(defaults)
-    _check(not unknown, f"unknown setting(s) in {name}: {sorted(unknown)}")
+    if unknown:
+        raise UnknownSettingError(f"unknown setting(s) in {name}: {sorted(unknown)}")
     return section(**{k: _restore(k, v, defaults[k]) for k, v in settings.items()})
 
 

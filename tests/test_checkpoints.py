@@ -358,6 +358,25 @@ def test_a_run_is_asked_for_its_settings_without_a_write(tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_a_network_of_a_newer_version_is_not_called_damaged(tmp_path, monkeypatch):
+    """Nobody shall delete it."""
+    told = r"was written by a newer nucseg_jax.*'sharpness'.*install that"
+    to_dict = Config.to_dict
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Config,
+            "to_dict",
+            lambda self: to_dict(self) | {"model": {"sharpness": 2}},
+        )
+        save(tmp_path / "a", create_state(), step=1, iou=0.5)
+    with pytest.raises(ckpt.CheckpointError, match=told):
+        ckpt.read_config(tmp_path / "a")
+    save(tmp_path / "b", create_state(), step=1, iou=0.5)
+    (tmp_path / "b/decoding.json").write_text('[{"sharpness": 2}]')
+    with pytest.raises(ckpt.CheckpointError, match=told):
+        ckpt.read_config(tmp_path / "b")
+
+
 @pytest.mark.parametrize("text", ["null", "5", "[5]", '[{"min_area": "x"}]', "["])
 def test_a_damaged_decoding_is_named(tmp_path, text):
     save(tmp_path, create_state(), step=1, iou=0.5)

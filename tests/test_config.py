@@ -11,6 +11,7 @@ from nucseg_jax.config import (
     InferenceConfig,
     ModelConfig,
     TrainConfig,
+    UnknownSettingError,
 )
 
 SECTIONS = (DataConfig, ModelConfig, TrainConfig, InferenceConfig, DecodingConfig)
@@ -128,7 +129,7 @@ def test_whole_numbers_serve_as_fractions():
     ),
 )
 def test_unknown_keys_are_named(settings, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UnknownSettingError, match=message):
         Config.from_dict(settings)
 
 
