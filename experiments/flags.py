@@ -280,7 +280,15 @@ def run(main: Any) -> None:
             print(f"error: {message}", file=sys.stderr)
             return 1
 
-    app.run(guarded)
+    try:
+        try:
+            app.run(guarded)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # Who reads has seen enough, as `--help | head`; and Python flushes once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
 
 
 def _explain(error: Exception) -> str:

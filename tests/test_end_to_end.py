@@ -384,6 +384,17 @@ def test_help_tells_what_the_program_does_and_takes(program):
         assert "--features" in text and "Highest learning rate" in text
 
 
+def test_help_of_which_the_rest_is_not_read_is_no_error():
+    """As by `| head`: the other end of the pipe is closed before anything is told."""
+    command = [sys.executable, "-m", "experiments.merge", "--help"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as program:
+        program.stdout.close()
+        assert program.stderr.read() == ""
+    assert program.returncode == 1
+
+
 def test_the_python_lines_of_the_readme_run_as_they_stand(trained, tmp_path):
     folder, _, _ = trained
     readme = (ROOT / "README.md").read_text()
