@@ -105,10 +105,10 @@ def results_folder() -> pathlib.Path:
 
     For a network of the project, inside `runs/` and its name.
     """
-    run = _CHECKPOINT.value
-    if pretrained.is_named(run):
-        run = f"runs/{run}"
-    default = pathlib.Path(run) / f"evaluation_{_SUBSET.value}"
+    run = pretrained.resolve(_CHECKPOINT.value)
+    if pretrained.is_shipped(run):
+        run = pathlib.Path("runs", run.name)
+    default = run / f"evaluation_{_SUBSET.value}"
     return pathlib.Path(_OUTPUT.value) if _OUTPUT.value else default
 
 

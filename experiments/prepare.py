@@ -103,7 +103,8 @@ def prepare(
       The number of images.
 
     Raises:
-      ValueError: If an annotation does not tell nuclei apart, or images differ in size.
+      ValueError: If an annotation does not tell nuclei apart, images differ in size,
+        or the better annotation has none of the images.
     """
     better = {example.id: example for example in corrected or ()}
     rows = []
@@ -114,6 +115,10 @@ def prepare(
                 "expected one mask file a nucleus, or label images. Such a folder can "
                 "be learned from as it is, with --targets=foreground"
             )
+    if corrected is not None:
+        _tell_dropped([example.id for example in source if example.id not in better])
+        if not any(example.id in better for example in source):
+            raise ValueError("the better annotation has none of these images")
     (output / "images").mkdir(parents=True)
     for example in tqdm.tqdm(source, desc="preparing", unit="image"):
         label_image = read_pair(example)[1]
@@ -123,6 +128,16 @@ def prepare(
         rows.append(_write_example(example, label_image > 0, labels, output))
     write_index(output / "index.csv", rows)
     return len(rows)
+
+
+def _tell_dropped(ids: Sequence[str]) -> None:
+    """Tells which images the better annotation lacks: they get no label image."""
+    if ids:
+        more = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
+        print(
+            f"no label image, for the better annotation lacks them, and not learned "
+            f"from: {', '.join(ids[:3])}{more}"
+        )
 
 
 def _read_corrected(

@@ -40,7 +40,12 @@ def test_a_network_is_whole_small_and_says_what_it_is(name):
 def test_no_checkpoint_means_the_network_for_the_device(monkeypatch, backend, name):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
     assert pretrained.resolve(None) == pretrained.resolve(name)
-    assert pretrained.resolve("") == pretrained.resolve(name)
+
+
+def test_an_empty_name_is_no_default():
+    """As of a variable that is not set."""
+    with pytest.raises(ckpt.CheckpointError, match="name is empty; None takes the"):
+        pretrained.resolve("")
 
 
 def test_without_a_name_the_network_for_this_device_is_loaded():
@@ -172,6 +177,9 @@ def test_missing_and_foreign_files_are_named(exported):
     with pytest.raises(ckpt.CheckpointError, match="more: does not belong"):
         pretrained.check_sums(folder)
     foreign.unlink()
+    # File managers leave their own.
+    (folder / ".DS_Store").touch()
+    pretrained.check_sums(folder)
     (folder / "decoding.json").unlink()
     with pytest.raises(ckpt.CheckpointError, match=r"decoding\.json: is missing"):
         pretrained.check_sums(folder)

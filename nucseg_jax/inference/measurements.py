@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from nucseg_jax.data.planes import check_pixel_size
 from nucseg_jax.inference import shapes
 
 PIXELS, MICROMETRES = "px", "um"
@@ -28,7 +29,7 @@ def measure_nuclei(
     begins and ends, and lengths in micrometres, are ours.
 
     Args:
-      label_image: Integers [H, W], 0 = background.
+      label_image: Integers [H, W]; 0 and below = background.
       probs: Probabilities, float32 [H, W] or [H, W, T], the first being foreground.
       pixels: Raw values to average, [H, W] or [H, W, C], of any dtype.
       channels: Names of the C channels; () = "0", "1" and so on.
@@ -47,8 +48,12 @@ def measure_nuclei(
       the edge of the whole image).
 
     Raises:
-      ValueError: If shapes do not fit.
+      ValueError: If shapes do not fit, labels are no integers, or the pixel size is
+        out of range.
     """
+    check_pixel_size(pixel_size)
+    if label_image.dtype.kind not in "iu":
+        raise ValueError(f"labels are {label_image.dtype}; expected integers")
     planes = _split_channels(pixels, channels)
     foreground = probs[..., 0] if probs.ndim == 3 else probs
     for name, plane in {"probs": foreground, **planes}.items():

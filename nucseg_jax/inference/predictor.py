@@ -55,7 +55,8 @@ def make_predict_fn(
       edges where the image goes on they are others than those of the whole.
 
     Raises:
-      ValueError: If the mode, the head or the number of views does not exist.
+      ValueError: If the mode, the head or the number of views does not exist; from the
+        function, if the images have another shape or are whole numbers.
     """
     if tta not in (1, 8):
         raise ValueError(f"tta is {tta}; choose 1 or 8 views")
@@ -67,12 +68,24 @@ def make_predict_fn(
     multiple = 2 ** (model.depth - 1)
 
     def predict(images: Array, interior: Interior | None = None) -> Array:
+        _check_images(images)
         height, width = images.shape[1:3]
         padded = _pad_to_multiple(images, multiple)
         probs = average_heads(infer(model, variables, padded, interior))
         return probs[:, :height, :width]
 
     return jax.jit(_average_views(predict) if tta == 8 else predict)
+
+
+def _check_images(images: Array) -> None:
+    """Refuses what cannot be prepared images; costs nothing once it is compiled."""
+    if images.ndim != 4:
+        raise ValueError(f"images have the shape {images.shape}; expected [B, H, W, 3]")
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise ValueError(
+            f"images are {images.dtype}; expected floats in [0, 1], as by "
+            "prepare_image(...) / np.float32(255)"
+        )
 
 
 def _average_views(predict: PredictFn) -> PredictFn:

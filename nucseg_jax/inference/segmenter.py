@@ -39,6 +39,8 @@ from nucseg_jax.network.unet_plus_plus import UNetPlusPlus, Variables
 # width of a large nucleus at 40x magnification.
 _CORE = (768, 2048)
 _HALO = 128
+# Resized probabilities may be a little above 1; bytes are far above it.
+_HIGHEST = 1.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +134,7 @@ class Segmenter:
         *,
         channel: int | None = None,
         pixel_size: float | None = None,
-        scale: float = 1.0,
+        scale: float | None = None,
     ) -> Segmentation:
         """Segments an array.
 
@@ -140,9 +142,10 @@ class Segmenter:
           image: [H, W] or [H, W, C] of any real dtype. Three channels are red, green
             and blue; one hue on black is seen in gray, see `hue.in_gray`.
           channel: The one channel to look at; needed unless there is one, or three.
-          pixel_size: Micrometres a pixel, for the measurements' units.
+          pixel_size: Micrometres a pixel, for the measurements' units and the scale.
           scale: Resize by this factor for the network, if the image was taken at
-            another magnification than those it was trained on.
+            another magnification than those it was trained on; None = by the pixel
+            sizes, see `choose_scale`.
 
         Raises:
           ImageError: If shape or dtype is another, or the scale is out of range.
@@ -173,7 +176,8 @@ class Segmenter:
         """Predicts the probabilities of an image.
 
         Args:
-          image: float32 [H, W, 3] in [0, 1], as from `images.read_image`.
+          image: float32 [H, W, 3] in [0, 1], as from `images.read_image`, which sees
+            one hue in gray and stretches 12 bits, as `segment(image)` does.
           size: Height and width of the result; None = the image's own.
           tell_tiles: Called before the first tile and after each.
 
@@ -202,7 +206,21 @@ class Segmenter:
             images at one size.
           scale: By which the network saw the image resized, if it does not.
           decoding: Instead of the segmenter's own.
+
+        Raises:
+          ValueError: If these are not the network's probabilities, such as bytes.
         """
+        if probs.ndim != 3 or probs.shape[2] != len(self.targets):
+            raise ValueError(
+                f"probabilities have the shape {probs.shape}; expected [H, W, "
+                f"{len(self.targets)}]"
+            )
+        highest = float(probs[..., 0].max(initial=0))
+        if probs.dtype != np.float32 or highest > _HIGHEST:
+            raise ValueError(
+                f"probabilities are {probs.dtype} up to {highest:g}; expected float32 "
+                "in [0, 1]"
+            )
         if self._config.resizes:
             scale = self._config.size / math.sqrt(math.prod(probs.shape[:2]))
         decoding = decoding or self.decoding
@@ -212,7 +230,7 @@ class Segmenter:
         self,
         plane: Plane,
         *,
-        scale: float = 1.0,
+        scale: float | None = None,
         tell_tiles: TellTiles = tell_nobody,
     ) -> Iterator[Window | Band]:
         """Segments a plane of any size in bounded memory.
@@ -220,7 +238,8 @@ class Segmenter:
         Args:
           plane: From `planes.open_planes`; one hue on black is seen in gray, see
             `hue.in_gray`.
-          scale: Resize by this factor for the network.
+          scale: Resize by this factor for the network; None = by the pixel sizes, see
+            `choose_scale`.
           tell_tiles: Called before the first tile and after each, in another thread.
             What is yielded comes later, since tiles are predicted ahead of it.
 
@@ -231,6 +250,8 @@ class Segmenter:
           ImageError: If it cannot be read, or is too large to be prepared, or the scale
             is out of range.
         """
+        if scale is None:
+            scale = self.choose_scale(plane.pixel_size)
         self.check_scale(plane, scale)
         plane, shape = in_gray(plane), plane.shape[:2]
         look = colour_reader(plane, intensity_range(plane))

@@ -153,7 +153,7 @@ def compute_perimeters(label_image: np.ndarray, ids: np.ndarray) -> np.ndarray:
         inner &= neighbour == center
     center[inner] = 0
     border = padded.reshape(-1)
-    places = np.flatnonzero(border)
+    places = np.flatnonzero(border > 0)
     labels = border[places]
     width = padded.shape[1]
     code = np.ones(len(places), np.intp)

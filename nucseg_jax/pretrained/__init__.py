@@ -40,14 +40,24 @@ def resolve(checkpoint: str | os.PathLike | None) -> pathlib.Path:
     """Finds the folder of a network.
 
     Args:
-      checkpoint: A folder, or one of `NAMES`, see `is_named`; None or "" = the one that
+      checkpoint: A folder, or one of `NAMES`, see `is_named`; None = the one that
         `choose` names.
 
     Raises:
-      CheckpointError: If a network of the package is damaged.
+      CheckpointError: If a network of the package is damaged, or the name is empty, as
+        that of a variable that is not set.
     """
-    name = os.fspath(checkpoint or choose())
-    return find(name) if is_named(name) or not checkpoint else pathlib.Path(name)
+    if checkpoint is None:
+        return find(choose())
+    name = os.fspath(checkpoint)
+    if not name:
+        raise CheckpointError("the checkpoint's name is empty; None takes the default")
+    return find(name) if is_named(name) else pathlib.Path(name)
+
+
+def is_shipped(folder: str | os.PathLike) -> bool:
+    """Whether this is a folder of the package's own, where nothing is to be written."""
+    return pathlib.Path(folder).resolve().parent == pathlib.Path(__file__).parent
 
 
 def find(name: str) -> pathlib.Path:
@@ -72,6 +82,8 @@ def write_sums(folder: str | os.PathLike) -> None:
 def check_sums(folder: str | os.PathLike) -> None:
     """Compares all files below a folder with its checksums.
 
+    Unknown ones may lie beside the checkpoints: file managers leave their own.
+
     Raises:
       CheckpointError: Names the first file that is damaged, missing or unknown.
     """
@@ -80,7 +92,11 @@ def check_sums(folder: str | os.PathLike) -> None:
         raise CheckpointError(f"{root / _SUMS}: is missing; install the package again")
     lines = (root / _SUMS).read_text(encoding="utf-8").splitlines()
     wanted = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
-    have = {name: _sum(root / name) for name in _list_files(root)}
+    have = {
+        name: _sum(root / name)
+        for name in _list_files(root)
+        if name in wanted or name.startswith("checkpoints/")
+    }
     for name in sorted(wanted.keys() | have.keys()):
         if have.get(name) == wanted.get(name):
             continue

@@ -8,12 +8,26 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from nucseg_jax import pretrained
 from nucseg_jax.config import DataConfig, DecodingConfig, ModelConfig
 from nucseg_jax.data.index import find_examples
 from nucseg_jax.evaluation.evaluate import evaluate
 from nucseg_jax.inference.segmenter import Segmenter
 from tests.helpers import TINY_FEATURES, write_disc_dataset
 from tests.test_checkpoints import CONFIG, create_state, save
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "expected"),
+    [
+        ("runs/mine", "runs/mine/evaluation_val"),
+        ("small", "runs/small/evaluation_val"),
+        (str(pretrained.find("base")), "runs/base/evaluation_val"),
+    ],
+)
+def test_nothing_is_written_into_the_package(load_program, checkpoint, expected):
+    program = load_program("evaluate", f"--checkpoint={checkpoint}")
+    assert program.results_folder() == pathlib.Path(expected)
 
 
 @pytest.fixture

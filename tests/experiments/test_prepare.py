@@ -224,6 +224,22 @@ def test_labels_come_from_the_corrected_annotation_and_masks_do_not(
     assert (read_pair(masks[1])[1] > 0).sum() == 3 * 4
 
 
+def test_images_that_the_corrected_annotation_lacks_are_told(kaggle, prepare, tmp_path):
+    better = tmp_path / "fixes"
+    shutil.copytree(kaggle, better)
+    shutil.rmtree(better / "c0")
+    told = prepare(kaggle, tmp_path / "out", f"--corrected={better}")
+    assert "annotation lacks them, and not learned from: c0\n" in told
+    for name in ("a1", "b2"):
+        (better / name).rename(better / f"other_{name}")
+        (better / f"other_{name}/images/{name}.png").rename(
+            better / f"other_{name}/images/other_{name}.png"
+        )
+    with pytest.raises(ValueError, match="the better annotation has none of these"):
+        prepare(kaggle, tmp_path / "none", f"--corrected={better}")
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_corrected_annotation_of_other_images_is_refused(kaggle, prepare, tmp_path):
     better = tmp_path / "fixes"
     for folder, name in (("images", "a1.png"), ("masks", "0.png")):

@@ -225,6 +225,24 @@ def test_permuted_labels_permute_the_rows():
         np.testing.assert_array_equal(first[name], second[name][[2, 1, 0]])
 
 
+def test_negative_labels_are_background():
+    """As the lines between nuclei that `cv2.watershed` draws."""
+    labels = np.zeros((30, 30), np.int32)
+    labels[2:8, 2:8], labels[12:22, 12:22] = 1, 2
+    expected = measure_nuclei(labels, zeros(labels))
+    labels[11, 10:25] = -1
+    for name, column in measure_nuclei(labels, zeros(labels)).items():
+        np.testing.assert_array_equal(column, expected[name])
+
+
+def test_labels_that_are_no_integers_and_pixels_without_size_are_refused(nuclei):
+    with pytest.raises(ValueError, match="labels are float64; expected integers"):
+        measure_nuclei(nuclei.astype(float), zeros(nuclei))
+    for pixel_size in (-1.0, np.nan):
+        with pytest.raises(ValueError, match="pixel_size is"):
+            measure_nuclei(nuclei, zeros(nuclei), pixel_size=pixel_size)
+
+
 def test_arrays_are_left_as_they_are(nuclei):
     labels, probs = nuclei.copy(), np.ones(nuclei.shape, np.float32)
     measure_nuclei(labels, probs, probs)

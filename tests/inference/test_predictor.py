@@ -59,6 +59,19 @@ def test_other_modes_and_heads_are_refused(model, variables, mode, head, message
         make_predict_fn(model, variables, mode, head=head)
 
 
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (np.zeros((1, 8, 8, 3), np.uint8), "images are uint8; expected floats in"),
+        (np.zeros((8, 8, 3), np.float32), r"the shape \(8, 8, 3\); expected \[B"),
+        (np.zeros((2, 8, 8), np.float32), r"the shape \(2, 8, 8\); expected \[B"),
+    ],
+)
+def test_images_that_are_not_prepared_are_refused(predict, images, message):
+    with pytest.raises(ValueError, match=message):
+        predict(images)
+
+
 def count_flops(predict, images):
     # As for a GPU, which is not needed for it: on CPU, XLA does not see into oneDNN.
     lowered = predict.trace(images).lower(lowering_platforms=("cuda",))

@@ -513,6 +513,32 @@ def test_a_scale_is_refused_where_whole_images_are_resized(network):
         segment(SCENE, scale=2.0)
 
 
+def test_a_known_pixel_size_gives_the_scale(network):
+    config = DataConfig(framing="crop", pixel_size=0.5, **PLAIN)
+    segment = Segmenter(network, config, decoding=EVERY_PIXEL)
+    image = discs(60, 60, seed=0)
+    # Sides are filled up to multiples of 64.
+    for pixels, side in ((1.0, 128), (0.5, 64), (None, 64)):
+        segment(image, pixel_size=pixels)
+        assert network.seen[-1].shape[1] == side
+    segment(image, pixel_size=1.0, scale=1.0)
+    assert network.seen[-1].shape[1] == 64
+
+
+@pytest.mark.parametrize(
+    ("probs", "message"),
+    [
+        (np.full((9, 9, 1), 200, np.uint8), "are uint8 up to 200; expected float32"),
+        (np.full((9, 9, 1), 200, np.float32), "are float32 up to 200; expected"),
+        (np.zeros((9, 9), np.float32), r"shape \(9, 9\); expected \[H, W, 1\]"),
+        (np.zeros((9, 9, 2), np.float32), r"shape \(9, 9, 2\); expected \[H, W, 1"),
+    ],
+)
+def test_what_are_no_probabilities_is_not_decoded(segment, probs, message):
+    with pytest.raises(ValueError, match=message):
+        segment.decode(probs)
+
+
 @pytest.mark.parametrize("pixel_size", [0.0, -0.5, np.nan, np.inf])
 def test_lengths_are_never_measured_by_a_pixel_without_size(segment, pixel_size):
     with pytest.raises(ValueError, match="pixel_size is .*; it must be above 0"):
