@@ -107,6 +107,7 @@ def run(config: Config, workdir: pathlib.Path, stop: StopRequest) -> None:
     for name in ("train", "val"):
         index.get_subset(data, subsets, name)
     check_truth(subsets, config)
+    check_size(config)
     print(start_device())
     print(index.describe_subsets(data, subsets))
     warn_of_copies(subsets, config.train.learned_subsets)
@@ -230,6 +231,17 @@ def check_truth(subsets: Subsets, config: Config) -> None:
             f"{masks[0].truth[0]} is a binary mask, in which touching nuclei are one; "
             f"{' and '.join(needing)} must be learned from label images. Use "
             "--targets=foreground, or --truth=labels if there are any"
+        )
+
+
+def check_size(config: Config) -> None:
+    """Refuses crops that cannot be halved as often as the network halves them."""
+    levels = len(config.model.features)
+    multiple = 2 ** (levels - 1)
+    if config.data.size % multiple:
+        raise ValueError(
+            f"size is {config.data.size}; with {levels} features, each of half the "
+            f"side of the one before, it must be a multiple of {multiple}"
         )
 
 

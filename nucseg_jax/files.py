@@ -76,6 +76,8 @@ def make_folder(folder: pathlib.Path) -> None:
     Raises:
       OSError: If it cannot be made or written; names it.
     """
+    if folder.exists() and not folder.is_dir():
+        raise OSError(f"{folder}: is not a folder; name another one")
     with naming(folder):
         folder.mkdir(parents=True, exist_ok=True)
         trial = temporary_path(folder / "trial")

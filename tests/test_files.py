@@ -142,6 +142,8 @@ def test_a_folder_is_tried_before_it_is_needed(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match=r"/file/c"):
         files.make_folder(tmp_path / "file" / "c")
+    with pytest.raises(OSError, match="file: is not a folder; name another one"):
+        files.make_folder(tmp_path / "file")
 
 
 def test_a_link_is_removed_and_what_it_leads_to_stays(tmp_path):

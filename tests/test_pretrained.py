@@ -170,6 +170,15 @@ def test_every_flipped_byte_is_noticed_and_its_file_named(exported):
     pretrained.check_sums(folder)
 
 
+def test_an_exported_network_is_checked_too(exported):
+    """Its thresholds stand in no checkpoint."""
+    _, folder = exported
+    assert load_segmenter(folder).decoding.min_area == 77
+    (folder / "decoding.json").write_text('[{"min_area": 7}]')
+    with pytest.raises(ckpt.CheckpointError, match="damaged; export the network again"):
+        load_segmenter(folder)
+
+
 def test_missing_and_foreign_files_are_named(exported):
     _, folder = exported
     foreign = folder / "checkpoints" / "more"

@@ -44,15 +44,20 @@ def resolve(checkpoint: str | os.PathLike | None) -> pathlib.Path:
         `choose` names.
 
     Raises:
-      CheckpointError: If a network of the package is damaged, or the name is empty, as
-        that of a variable that is not set.
+      CheckpointError: If a network of the package, or one that was exported, is
+        damaged, or the name is empty, as that of a variable that is not set.
     """
     if checkpoint is None:
         return find(choose())
     name = os.fspath(checkpoint)
     if not name:
         raise CheckpointError("the checkpoint's name is empty; None takes the default")
-    return find(name) if is_named(name) else pathlib.Path(name)
+    if is_named(name):
+        return find(name)
+    folder = pathlib.Path(name)
+    if (folder / _SUMS).is_file():
+        check_sums(folder)
+    return folder
 
 
 def is_shipped(folder: str | os.PathLike) -> bool:
@@ -88,8 +93,9 @@ def check_sums(folder: str | os.PathLike) -> None:
       CheckpointError: Names the first file that is damaged, missing or unknown.
     """
     root = pathlib.Path(folder)
+    cure = "install the package" if is_shipped(root) else "export the network"
     if not (root / _SUMS).is_file():
-        raise CheckpointError(f"{root / _SUMS}: is missing; install the package again")
+        raise CheckpointError(f"{root / _SUMS}: is missing; {cure} again")
     lines = (root / _SUMS).read_text(encoding="utf-8").splitlines()
     wanted = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
     have = {
@@ -105,7 +111,7 @@ def check_sums(folder: str | os.PathLike) -> None:
             state = "is missing"
         elif name not in wanted:
             state = "does not belong there"
-        raise CheckpointError(f"{root / name}: {state}; install the package again")
+        raise CheckpointError(f"{root / name}: {state}; {cure} again")
 
 
 def _list_files(root: pathlib.Path) -> list[str]:

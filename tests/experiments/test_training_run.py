@@ -12,7 +12,13 @@ import pytest
 
 from experiments import training_run
 from nucseg_jax.checkpoints import read_config
-from nucseg_jax.config import Config, DataConfig, DecodingConfig, TrainConfig
+from nucseg_jax.config import (
+    Config,
+    DataConfig,
+    DecodingConfig,
+    ModelConfig,
+    TrainConfig,
+)
 from nucseg_jax.data.index import Example, find_examples
 from nucseg_jax.evaluation.tuning import Tuning
 from nucseg_jax.training.stopping import Stopped, StopRequest
@@ -177,6 +183,13 @@ def test_a_beginning_tells_data_model_and_supervision_but_not_where_data_lie(tmp
     assert config.train == dataclasses.replace(asked.train, supervision="per_head")
     kept = training_run.inherit(asked, given={"supervision": "average"})
     assert kept.train.supervision == "average"
+
+
+def test_sizes_that_cannot_be_halved_are_refused_before_anything_is_read():
+    model = ModelConfig(features=(4, 6, 8))
+    training_run.check_size(Config(data=DataConfig(size=36), model=model))
+    with pytest.raises(ValueError, match="size is 34; with 3 features.*multiple of 4"):
+        training_run.check_size(Config(data=DataConfig(size=34), model=model))
 
 
 def test_whole_images_take_no_zoom_of_crops_from_the_beginning(tmp_path):
