@@ -116,9 +116,10 @@ def prepare(
                 "be learned from as it is, with --targets=foreground"
             )
     if corrected is not None:
-        _tell_dropped([example.id for example in source if example.id not in better])
-        if not any(example.id in better for example in source):
+        dropped = [example.id for example in source if example.id not in better]
+        if len(dropped) == len(source):
             raise ValueError("the better annotation has none of these images")
+        _tell_dropped(dropped)
     (output / "images").mkdir(parents=True)
     for example in tqdm.tqdm(source, desc="preparing", unit="image"):
         label_image = read_pair(example)[1]

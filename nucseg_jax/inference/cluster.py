@@ -103,7 +103,7 @@ def segment_image(
                 source = Source(job, index, options, planes[index].segmented)
                 count = run.segment_plane(source, planes[index], name)
                 record.add(name, count)
-        record.check(run.do(job, block_tasks.find_stamp, job, options))
+        record.check(lambda: run.do(job, block_tasks.find_stamp, job, options))
     return record.finish()
 
 

@@ -197,11 +197,12 @@ def take_stamp(image: pathlib.Path, planes: Iterable[Plane]) -> str:
 def _stamp_folder(folder: pathlib.Path) -> str:
     size = latest = checksum = 0
     for parent, _, names in os.walk(folder):
+        within = os.path.relpath(parent, folder)
         for name in names:
-            state = os.stat(path := os.path.join(parent, name))
+            state = os.stat(os.path.join(parent, name))
             size += state.st_size
             latest = max(latest, state.st_mtime_ns)
-            relative = os.fsencode(os.path.relpath(path, folder))
+            relative = os.fsencode(os.path.join(within, name))
             entry = b"%s %d %d" % (relative, state.st_size, state.st_mtime_ns)
             # A sum, as folders are listed in any order.
             checksum = (checksum + zlib.crc32(entry)) % (1 << 32)

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import errno
 import pathlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from nucseg_jax.data.errors import ImageError
 from nucseg_jax.inference.earlier_results import EarlierResults
@@ -47,7 +47,7 @@ class FileRecord:
             with record.catching():
                 ...  # Segment one picture.
                 record.add(name, num_nuclei)
-        record.check(stamp)  # Taken once more.
+        record.check(take_stamp)
     outcome = record.finish()
     """
 
@@ -104,18 +104,19 @@ class FileRecord:
         """Counts a picture that was finished before."""
         self._outcome.num_skipped += 1
 
-    def check(self, stamp: str) -> None:
+    def check(self, take: Callable[[], str]) -> None:
         """Takes what was found while the file changed out of the tables again.
 
         A microscope may have been writing it still.
 
         Args:
-          stamp: Of the file as it is now.
+          take: Takes the stamp of the file as it is now; not asked where nothing is
+            new, since that reads the file.
 
         Raises:
           ImageError: If it is not what it was at the beginning.
         """
-        if not self._new or stamp == self._stamp:
+        if not self._new or (stamp := take()) == self._stamp:
             return
         self._earlier.remove(self._new)
         self._new.clear()

@@ -133,7 +133,7 @@ class _Run:
                         record.skip()
                     else:
                         record.add(name, self._segment_alone(job, plane, stamp))
-            record.check(take_stamp(job.image, own))
+            record.check(lambda: take_stamp(job.image, own))
         return record.finish()
 
     def _claim(self, name: pathlib.PurePath, job: Job) -> None:
