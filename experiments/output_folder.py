@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from nucseg_jax.digests import digest_json
-from nucseg_jax.files import TEXT, write_json, writing_text
+from nucseg_jax.files import TEXT, remove_leftovers, write_json, writing_text
 from nucseg_jax.inference.outputs import FOLDERS, merge_tables
 from nucseg_jax.inference.outputs.page import write_report
 from nucseg_jax.inference.outputs.summaries import SETTINGS, TABLES, summary_paths
@@ -21,6 +21,34 @@ LEFT = "maybe not done, for --on_error=stop ended the run at the error before th
 _UNFINISHED = "has not come to its end; start it again"
 _FILES = ("nuclei.csv", "summary.csv", "report.html", "failed.csv")
 _FAILURES = re.compile(r"failed(_\d+_of_\d+)?\.csv")
+
+
+def begin_run(
+    folder: pathlib.Path,
+    settings: dict[str, Any],
+    num_jobs: int,
+    num_shards: int = 1,
+    shard_index: int = 0,
+) -> str:
+    """Makes a folder ready for a run.
+
+    Args:
+      folder: The output folder.
+      settings: What results depend on.
+      num_jobs: Files that the run is to do.
+      num_shards: Of the run.
+      shard_index: Which of them this is.
+
+    Returns:
+      Which settings these are, see `identify`.
+
+    Raises:
+      ValueError: As `check_settings`.
+    """
+    check_settings(folder, settings)
+    remove_leftovers(folder)
+    begin_shard(folder, num_jobs, num_shards, shard_index)
+    return identify(settings)
 
 
 def check_settings(folder: pathlib.Path, settings: dict[str, Any]) -> None:

@@ -35,7 +35,6 @@ from experiments.prediction import (
     tell_retired,
 )
 from nucseg_jax import pretrained
-from nucseg_jax.files import remove_leftovers
 from nucseg_jax.inference import outputs
 from nucseg_jax.inference.jobs import (
     Options,
@@ -95,10 +94,10 @@ def main() -> int:
     network = read_network(choose_checkpoint(pretrained.choose))
     segmenter = load_segmenter(**network)
     settings = find_settings(network, options)
-    output_folder.check_settings(folder, settings)
-    options = dataclasses.replace(options, settings=output_folder.identify(settings))
-    remove_leftovers(folder)
-    output_folder.begin_shard(folder, len(jobs), _NUM_SHARDS.value, _SHARD_INDEX.value)
+    which = output_folder.begin_run(
+        folder, settings, len(jobs), _NUM_SHARDS.value, _SHARD_INDEX.value
+    )
+    options = dataclasses.replace(options, settings=which)
     outcomes = segment_all(jobs, segmenter, folder, options)
     failed = [outcome for outcome in outcomes if outcome.error]
     num_left = len(jobs) - len(outcomes)

@@ -38,7 +38,6 @@ from experiments.prediction import (
     tell_retired,
 )
 from nucseg_jax import pretrained
-from nucseg_jax.files import remove_leftovers
 from nucseg_jax.inference.jobs import Job, find_jobs
 from nucseg_jax.inference.record import Outcome
 
@@ -87,11 +86,8 @@ def main() -> int:
         checkpoint = choose_checkpoint(client.submit(pretrained.choose).result)
         named = read_network(checkpoint)
         settings = find_settings(named, options) | {"block": _BLOCK.value}
-        output_folder.check_settings(folder, settings)
-        which = output_folder.identify(settings)
         network = block_tasks.Network.find(**named)
-        remove_leftovers(folder)
-        output_folder.begin_shard(folder, len(found.jobs))
+        which = output_folder.begin_run(folder, settings, len(found.jobs))
         segment = functools.partial(
             cluster.segment_image,
             client,
